@@ -1,0 +1,37 @@
+"""The two clocks: the system's, and one that follows Trio's so that tests need not sleep."""
+
+import time
+from typing import Protocol
+
+import trio
+
+from primeflowd.instants import SECOND, Micros
+
+
+class Clock(Protocol):
+    """Tells the time of day. Waiting is Trio's business."""
+
+    def now(self) -> Micros:
+        """The present instant; may step when the system's clock is set."""
+        ...
+
+
+class SystemClock:
+    """The machine's time of day."""
+
+    def now(self) -> Micros:
+        return time.time_ns() // 1000
+
+
+class TrioClock:
+    """Time of day that advances with `trio.current_time()`, from a fixed instant on.
+
+    Under `trio.testing.MockClock` a test decides when time passes. Only for use in a Trio task.
+    """
+
+    def __init__(self, start: Micros = 1_700_000_000 * SECOND) -> None:
+        self._start = start
+        self._zero = trio.current_time()
+
+    def now(self) -> Micros:
+        return self._start + round((trio.current_time() - self._zero) * SECOND)

@@ -1,0 +1,389 @@
+"""The configuration: one TOML file into frozen structs, each setting with default, unit, meaning.
+
+The structs below are the only place where a setting is declared: loading, validation,
+`config.example.toml` and `primeflowd init` all read them. An unknown key, a wrong type and a value
+out of range are ConfigErrors that name the file, the key's path and what is allowed.
+
+Durations are strings in the grammar of durations.py; sizes are whole numbers of bytes.
+"""
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, field
+
+from primeflowd.durations import Duration, InvalidDuration, parse_delay
+from primeflowd.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file; a key that is not a field of it is an error."""
+
+
+class Api(_Section, frozen=True):
+    """The HTTP API."""
+
+    bind: Annotated[
+        str, Meta(description="address and port to listen on, as host:port or [v6]:port")
+    ] = "127.0.0.1:8081"
+    max_body: Annotated[int, Meta(ge=1024, description="largest request body, in bytes")] = (
+        1_048_576
+    )
+    max_bulk_body: Annotated[
+        int, Meta(ge=1024, description="largest body of POST /v1/batches/bulk, in bytes")
+    ] = 16_777_216
+    rate_limit: Annotated[
+        float, Meta(ge=0, description="requests per second that one key may make; 0 sets no limit")
+    ] = 0.0
+    rate_burst: Annotated[
+        int, Meta(ge=1, description="requests that one key may make at once under rate_limit")
+    ] = 100
+
+
+class StorageSettings(_Section, frozen=True):
+    """Where everything is kept."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="sqlite:///PATH, memory:// (loses all at exit) or a plugin's URL; "
+            "empty means primeflowd.db in the state directory"
+        ),
+    ] = ""
+    max_backlog: Annotated[
+        int, Meta(ge=1, description="writes that may wait for a commit before requests get a 503")
+    ] = 10_000
+
+
+class Egress(_Section, frozen=True):
+    """Which addresses callbacks may be sent to."""
+
+    allow: Annotated[
+        tuple[str, ...],
+        Meta(description="CIDR blocks to allow although they are not public, as 10.1.0.0/16"),
+    ] = ()
+    deny: Annotated[
+        tuple[str, ...], Meta(description="CIDR blocks to refuse in any case; wins over allow")
+    ] = ()
+    require_https: Annotated[bool, Meta(description="refuse http:// callback URLs")] = False
+    allowed_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
+        Meta(description="ports that may be connected to; empty allows all"),
+    ] = ()
+
+
+class DefaultPolicy(_Section, frozen=True):
+    """The retry policy of orgs and plans that have none of their own."""
+
+    delays: Annotated[
+        tuple[str, ...],
+        Meta(description="waits before each retry, from the end of the last attempt"),
+    ] = ("15m", "1h", "24h")
+    max_retries: Annotated[
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        Meta(description="retries in all; left out, as many as there are delays"),
+    ] = None
+
+    @property
+    def retries(self) -> int:
+        return len(self.delays) if self.max_retries is None else self.max_retries
+
+
+class DeliverySettings(_Section, frozen=True):
+    """How callbacks are sent."""
+
+    concurrency: Annotated[
+        int, Meta(ge=1, le=10_000, description="attempts that may be under way at once")
+    ] = 256
+    timeout: Annotated[
+        Duration, Meta(description="most that one attempt may take, from name lookup to answer")
+    ] = Duration("30s")
+    connect_timeout: Annotated[
+        Duration, Meta(description="most that name lookup, connection and TLS handshake may take")
+    ] = Duration("5s")
+    max_response_header: Annotated[
+        int, Meta(ge=1024, description="largest response head read, in bytes")
+    ] = 65_536
+    max_response_body: Annotated[
+        int, Meta(ge=0, description="most of a response body read and kept, in bytes")
+    ] = 8_192
+    ca_file: Annotated[
+        str, Meta(description="PEM bundle to verify TLS with; empty means the system's trust store")
+    ] = ""
+    idle_timeout: Annotated[
+        Duration, Meta(description="how long an unused connection is kept open")
+    ] = Duration("60s")
+    max_idle_per_destination: Annotated[
+        int, Meta(ge=0, description="unused connections kept per destination")
+    ] = 32
+    horizon: Annotated[
+        Duration, Meta(description="deliveries due within this are held in memory")
+    ] = Duration("30s")
+    active_limit: Annotated[
+        int, Meta(ge=10, description="deliveries held in memory at most; the rest wait in storage")
+    ] = 20_000
+    destination_share: Annotated[
+        float,
+        Meta(gt=0, le=1, description="fraction of active_limit that one destination may take"),
+    ] = 0.1
+    window_initial: Annotated[
+        int, Meta(ge=1, description="attempts at once to a destination that is new or was ill")
+    ] = 5
+    window_max: Annotated[
+        int, Meta(ge=1, description="attempts at once to a destination that answers well")
+    ] = 64
+    suspend_after: Annotated[
+        int,
+        Meta(ge=1, description="rounds of nothing but failures before a destination is suspended"),
+    ] = 10
+    suspend_min: Annotated[
+        Duration, Meta(description="first suspension; it doubles with every probe that fails")
+    ] = Duration("1s")
+    suspend_max: Annotated[Duration, Meta(description="longest suspension")] = Duration("60s")
+    jitter: Annotated[
+        float,
+        Meta(ge=0, le=1, description="fraction of a retry delay that may be added at random"),
+    ] = 0.0
+    retry_after_cap: Annotated[
+        Duration, Meta(description="most that a receiver's Retry-After may ask for")
+    ] = Duration("24h")
+    recovery_rate: Annotated[
+        float, Meta(gt=0, description="redeliveries per second that a bulk recovery makes")
+    ] = 100.0
+    egress: Egress = field(default_factory=Egress)
+    default_policy: DefaultPolicy = field(default_factory=DefaultPolicy)
+
+
+class Signing(_Section, frozen=True):
+    """How callbacks are signed."""
+
+    signers: Annotated[
+        tuple[str, ...],
+        Meta(description="signers to apply: standard-webhooks, hmac-sha256, ed25519 or a plugin's"),
+    ] = ("standard-webhooks", "hmac-sha256")
+    hmac_header: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9-]+\Z", description="header of the hmac-sha256 signer")
+    ] = "Primeflow-Signature"
+    hmac_prefix: Annotated[
+        str, Meta(description="text before the hex digits of the hmac-sha256 signer, as sha256=")
+    ] = ""
+
+
+class Drain(_Section, frozen=True):
+    """What happens on SIGTERM."""
+
+    deadline: Annotated[
+        Duration, Meta(description="how long attempts under way may take to finish")
+    ] = Duration("25s")
+
+
+class Secrets(_Section, frozen=True):
+    """How signing secrets are encrypted at rest."""
+
+    master_key_file: Annotated[
+        str,
+        Meta(
+            description="file with the master key (base64 of 32 bytes); empty means "
+            "$PRIMEFLOWD_MASTER_KEY, else master_key in $CREDENTIALS_DIRECTORY, else one made in "
+            "the state directory"
+        ),
+    ] = ""
+
+
+class Log(_Section, frozen=True):
+    """Logging, to standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")
+    ] = "info"
+    format: Annotated[
+        Literal["logfmt", "json"], Meta(description="key=value lines or one JSON object a line")
+    ] = "logfmt"
+
+
+class Plugins(_Section, frozen=True):
+    """Which installed plugins are loaded; `[plugins.NAME]` is handed to the plugin NAME."""
+
+    enable: Annotated[
+        tuple[str, ...], Meta(description="names of entry points in the group primeflowd")
+    ] = ()
+
+
+class Config(_Section, frozen=True):
+    """The whole file. `plugin_settings` holds the `[plugins.NAME]` tables as they are."""
+
+    state_directory: Annotated[
+        str,
+        Meta(
+            description="where the database and the master key live; empty means "
+            "$STATE_DIRECTORY, else $XDG_STATE_HOME/primeflowd, else ~/.local/state/primeflowd"
+        ),
+    ] = ""
+    api: Api = field(default_factory=Api)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)
+    signing: Signing = field(default_factory=Signing)
+    drain: Drain = field(default_factory=Drain)
+    secrets: Secrets = field(default_factory=Secrets)
+    log: Log = field(default_factory=Log)
+    plugins: Plugins = field(default_factory=Plugins)
+    plugin_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def state_path(self) -> Path:
+        """The state directory, with the environment's say where the file has none."""
+        if self.state_directory:
+            return Path(self.state_directory)
+        if given := os.environ.get("STATE_DIRECTORY"):
+            # systemd joins several directories with colons; the first is ours.
+            return Path(given.split(":")[0])
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(home) / "primeflowd"
+
+    @property
+    def storage_url(self) -> str:
+        """The storage URL, with the default filled in."""
+        return self.storage.url or f"sqlite:///{self.state_path / 'primeflowd.db'}"
+
+
+DEFAULT_PATHS: Final = (Path("primeflowd.toml"), Path("/etc/primeflowd/config.toml"))
+"""Where a config file is looked for when none is named."""
+
+
+def load(path: Path) -> Config:
+    """Read and check the file at `path`.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or a setting is unknown or not allowed.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return from_mapping(tables, str(path))
+
+
+def from_mapping(tables: Mapping[str, Any], origin: str = "config") -> Config:
+    """Check settings that are already parsed. `origin` stands for the file in messages.
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed.
+    """
+    tables = dict(tables)
+    if "plugin_settings" in tables:
+        raise ConfigError(f"{origin}: plugin_settings: unknown key")
+    plugins = tables.get("plugins")
+    if isinstance(plugins, dict):
+        # A table is some plugin's own and checked by it; anything else is ours.
+        own = {key: value for key, value in plugins.items() if not isinstance(value, dict)}
+        tables["plugins"] = own
+        tables["plugin_settings"] = {k: v for k, v in plugins.items() if isinstance(v, dict)}
+    try:
+        config = msgspec.convert(tables, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(str(error))}") from error
+    _check(config, origin)
+    return config
+
+
+def settings() -> Iterator[tuple[str, str, object, str]]:
+    """Every setting as (table, key, default, description); the table of top-level keys is ""."""
+    yield from _walk("", Config())
+
+
+def _walk(table: str, section: _Section) -> Iterator[tuple[str, str, object, str]]:
+    hints = get_type_hints(type(section), include_extras=True)
+    nested = []
+    for name, hint in hints.items():
+        value = getattr(section, name)
+        if isinstance(value, _Section):
+            nested.append((f"{table}.{name}" if table else name, value))
+        elif get_origin(hint) is Annotated:
+            description = next(
+                (
+                    m.description
+                    for m in get_args(hint)[1:]
+                    if isinstance(m, Meta) and m.description
+                ),
+                "",
+            )
+            yield table, name, value, description
+    for name, inner in nested:
+        yield from _walk(name, inner)
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Duration:
+        if not isinstance(value, str):
+            raise ValueError('expected a duration in quotes, as "30s" or "1h30m"')
+        try:
+            return Duration(value)
+        except InvalidDuration as error:
+            raise ValueError(f'{error}; write it as "30s", "500ms" or "1h30m"') from error
+    raise NotImplementedError(kind)
+
+
+def _explain(message: str) -> str:
+    """msgspec's `Expected ... - at `$.a.b`` as `a.b: expected ...`."""
+    what, _, where = message.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    if what.startswith("Object contains unknown field `"):
+        key = what.split("`")[1]
+        path = f"{path}.{key}" if path else key
+        what = "unknown key"
+    what = what[:1].lower() + what[1:]
+    return f"{path}: {what}" if path else what
+
+
+def _check(config: Config, origin: str) -> None:
+    """What types and ranges alone do not say."""
+    parse_bind(config.api.bind, origin)
+    for key in ("allow", "deny"):
+        for block in getattr(config.delivery.egress, key):
+            try:
+                ipaddress.ip_network(block)
+            except ValueError as error:
+                raise ConfigError(f"{origin}: delivery.egress.{key}: {error}") from error
+    policy = config.delivery.default_policy
+    where = f"{origin}: delivery.default_policy"
+    if len(policy.delays) > 50:
+        raise ConfigError(f"{where}.delays: at most 50 delays")
+    for delay in policy.delays:
+        try:
+            parse_delay(delay)
+        except InvalidDuration as error:
+            raise ConfigError(f"{where}.delays: {error}") from error
+    if policy.retries and not policy.delays:
+        raise ConfigError(f"{where}.max_retries: must be 0 where there are no delays")
+    for key, least in (("timeout", 1), ("connect_timeout", 1), ("horizon", 1_000_000)):
+        if getattr(config.delivery, key).micros < least:
+            raise ConfigError(f"{origin}: delivery.{key}: too short")
+    if not config.signing.hmac_prefix.isprintable() or not config.signing.hmac_prefix.isascii():
+        raise ConfigError(f"{origin}: signing.hmac_prefix: printable ASCII only")
+
+
+def parse_bind(bind: str, origin: str = "config") -> tuple[str, int]:
+    """`host:port` or `[v6]:port` as (host, port).
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    host, colon, port = bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ConfigError(f'{origin}: api.bind: expected "host:port", not {bind!r}')
+    return host, int(port)

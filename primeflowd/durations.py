@@ -1,0 +1,103 @@
+"""The grammar of durations: Go's `time.ParseDuration` without a sign, and `d` for 24 hours.
+
+Used for the delays of retry policies (contract 3.2) and for every duration in the config file.
+Pure. A duration keeps the text it was written in, because clients get it back as they sent it.
+"""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from primeflowd.instants import DAY, MILLISECOND, Micros
+
+# In nanoseconds, so that every unit is a whole number.
+_UNITS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "\u00b5s": 1_000,  # micro sign
+    "\u03bcs": 1_000,  # Greek letter mu; Go takes both
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+}
+# Longest unit first, so that "ms" is not read as "m" and a stray "s". re.ASCII is no help here:
+# [0-9] rather than \d is what keeps other scripts' digits out.
+_PART: Final = re.compile(
+    r"([0-9]*)(?:\.([0-9]*))?(" + "|".join(sorted(_UNITS, key=len, reverse=True)) + ")"
+)
+
+MIN_DELAY: Final[Micros] = MILLISECOND
+MAX_DELAY: Final[Micros] = 30 * DAY
+# Long enough for any sensible spelling of 30 days; stops a megabyte of digits from being parsed.
+_MAX_TEXT: Final = 64
+
+
+class InvalidDuration(ValueError):
+    """The text is no duration of the grammar."""
+
+
+class Duration:
+    """A span of time with its spelling; compares and hashes by spelling.
+
+    Attributes:
+        text: as written, for instance `1h30m`.
+        micros: length in microseconds, rounded up so that a wait is never cut short.
+    """
+
+    __slots__ = ("micros", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.micros = parse(text)
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds, as Trio wants it."""
+        return self.micros / 1_000_000
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Duration) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Duration({self.text!r})"
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Micros:
+    """Length of `text` in microseconds, rounded up.
+
+    Raises:
+        InvalidDuration: `text` is not of the grammar.
+    """
+    if not text or len(text) > _MAX_TEXT:
+        raise InvalidDuration(f"not a duration: {text[:_MAX_TEXT]!r}")
+    nanoseconds_times = 0
+    position = 0
+    # Fractions are summed over a common denominator, so that "0.1s" is exact.
+    denominator: int = 10**_MAX_TEXT
+    while position < len(text):
+        part = _PART.match(text, position)
+        if part is None or not (part[1] or part[2]):
+            raise InvalidDuration(f"not a duration: {text!r}")
+        whole, fraction, unit = part[1] or "0", part[2] or "", _UNITS[part[3]]
+        nanoseconds_times += int(whole) * unit * denominator
+        nanoseconds_times += int(fraction or "0") * unit * (denominator // 10 ** len(fraction))
+        position = part.end()
+    return -(-nanoseconds_times // (1_000 * denominator))
+
+
+def parse_delay(text: str) -> Micros:
+    """Length of a retry delay in microseconds; it lies within 1 ms and 30 days.
+
+    Raises:
+        InvalidDuration: not of the grammar, or outside these limits.
+    """
+    micros = parse(text)
+    if not MIN_DELAY <= micros <= MAX_DELAY:
+        raise InvalidDuration(f"not within 1ms and 30d: {text!r}")
+    return micros

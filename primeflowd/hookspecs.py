@@ -1,0 +1,318 @@
+"""The four hooks, and the contracts of what they register: Storage, Tx and Signer.
+
+A leaf: it imports values and settings, never an implementation. Built-ins and third-party plugins
+implement these alike; plugins.py calls them.
+
+Storage in two sentences: a *transaction function* takes a `Tx` and does everything that one
+operation does to storage, synchronously; `Storage.write` runs it together with whatever else is
+queued, commits once, and only then returns. Operations (intake.py, redelivery.py and others) are
+written once over `Tx`; a storage plugin supplies the small statements.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol, TypeVar, runtime_checkable
+
+import msgspec
+import pluggy
+
+from primeflowd.config import Config
+from primeflowd.instants import Micros
+from primeflowd.model import (
+    ApiKey,
+    Attempt,
+    Batch,
+    Delivery,
+    Item,
+    Outcome,
+    Recovery,
+    RetryPolicy,
+    SigningSecret,
+    StoredAnswer,
+    Verdict,
+)
+
+PROJECT: Final = "primeflowd"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A stretch of a newest-first list: at most `limit` rows strictly older than `before`,
+    the (`created_at`, `id`) of the last row already seen; None starts at the newest."""
+
+    limit: int
+    before: tuple[Micros, str] | None = None
+
+
+class BatchFilter(msgspec.Struct, frozen=True):
+    """Conditions that all must hold; None asks nothing. Times are exclusive bounds."""
+
+    status: str | None = None
+    plan_id: str | None = None
+    created_after: Micros | None = None
+    created_before: Micros | None = None
+
+
+class DeliveryFilter(msgspec.Struct, frozen=True):
+    """As BatchFilter. `ids` limits the answer to these deliveries."""
+
+    status: str | None = None
+    batch_id: str | None = None
+    failure_reason: str | None = None
+    destination: str | None = None
+    created_after: Micros | None = None
+    created_before: Micros | None = None
+    ids: tuple[str, ...] | None = None
+
+
+class Tx(Protocol):
+    """The statements of one transaction. Synchronous; runs in a thread of the storage's choice.
+
+    Reads see the writes made before in the same transaction. Every method may raise
+    StorageUnavailable. Inserts may be deferred to the end of the transaction, so that a
+    UniqueViolation can come late: storage then runs each function again alone (see Storage.write).
+    """
+
+    # Batches and items
+    def batch(self, org_id: str, batch_id: str) -> Batch | None: ...
+    def taken_batch_ids(self, batch_ids: Collection[str]) -> set[str]:
+        """Which of these ids name a batch already, of any org."""
+        ...
+
+    def insert_batch(self, batch: Batch) -> None: ...
+    def update_batch(self, batch: Batch) -> None:
+        """Replace what may change: status, output, items_*, cancellation_reason, payload and
+        the instants."""
+        ...
+
+    def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]: ...
+    def items(self, batch_id: str, after_index: int | None, limit: int | None) -> list[Item]:
+        """Items in the order of `sequence_index`, from the one after `after_index`."""
+        ...
+
+    def find_items(
+        self, batch_id: str, indexes: Collection[int], client_refs: Collection[str]
+    ) -> list[Item]:
+        """The items that have one of these indexes or client references; in no order."""
+        ...
+
+    def put_items(self, items: Sequence[Item]) -> None:
+        """Insert items, or replace those of the same batch and index."""
+        ...
+
+    # Deliveries
+    def insert_delivery(self, delivery: Delivery) -> None:
+        """UniqueViolation: the batch has a `pending` delivery already (contract 4.8)."""
+        ...
+
+    def delivery(self, org_id: str | None, delivery_id: str) -> Delivery | None:
+        """`org_id` None asks for any org's: for the daemon itself."""
+        ...
+
+    def in_flight(self, batch_id: str) -> Delivery | None: ...
+    def deliveries(self, org_id: str, where: DeliveryFilter, page: Page) -> list[Delivery]: ...
+    def count_deliveries(self, org_id: str, where: DeliveryFilter) -> int: ...
+    def update_delivery(self, delivery: Delivery) -> None:
+        """Replace what may change, whoever holds the claim: for people's orders."""
+        ...
+
+    def attempts(self, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
+        """Attempts by delivery, each list ascending; a delivery without any is absent."""
+        ...
+
+    def payloads(self, batch_ids: Collection[str]) -> dict[str, bytes]:
+        """The frozen bytes by batch."""
+        ...
+
+    # The queue
+    def claim(
+        self, node_id: str, until: Micros, limit: int, share: int, held: dict[str, int]
+    ) -> list[Delivery]:
+        """Claim unclaimed deliveries due at or before `until` for a node, earliest first.
+
+        At most `limit` in all, and per destination at most `share` less the number in `held`. A
+        destination with millions of due rows must not make this slow or hide the others.
+        The answer shows them claimed.
+        """
+        ...
+
+    def release(self, node_id: str, delivery_ids: Collection[str] | None) -> int:
+        """Give up the node's claims on these deliveries (None: on all); how many there were."""
+        ...
+
+    def release_lost(self, node_id: str) -> int:
+        """Free the claims of nodes that are gone, all but `node_id` itself; how many."""
+        ...
+
+    def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> bool:
+        """Put an attempt on record and the delivery into its state after it, if still owned.
+
+        False, and nothing written, if `node_id` no longer holds the claim. A delivery that was
+        ended meanwhile by a person's order keeps that end; the attempt is on record all the same.
+        `after.claimed_by` is the claim as it shall be: None releases it.
+        """
+        ...
+
+    # Retry policies
+    def policy(self, org_id: str, plan_id: str) -> RetryPolicy | None: ...
+    def policies(self, org_id: str) -> list[RetryPolicy]:
+        """In the order of plan_id."""
+        ...
+
+    def put_policy(self, policy: RetryPolicy) -> None: ...
+    def delete_policy(self, org_id: str, plan_id: str) -> bool: ...
+
+    # Signing secrets and API keys
+    def secret(self, org_id: str, secret_id: str) -> SigningSecret | None: ...
+    def current_secret(self, org_id: str) -> SigningSecret | None: ...
+    def secrets(self, org_id: str | None) -> list[SigningSecret]:
+        """Newest first, disabled ones too; of every org if `org_id` is None."""
+        ...
+
+    def put_secret(self, secret: SigningSecret) -> None: ...
+    def key_by_digest(self, digest: str) -> ApiKey | None: ...
+    def keys(self, org_id: str | None) -> list[ApiKey]:
+        """Newest first, revoked ones too; of every org if `org_id` is None."""
+        ...
+
+    def put_key(self, key: ApiKey) -> None: ...
+
+    # Idempotency
+    def answer(self, org_id: str, method: str, path: str, key: str) -> StoredAnswer | None: ...
+    def put_answer(self, answer: StoredAnswer) -> None:
+        """Insert, or replace an answer of the same scope (one that has expired)."""
+        ...
+
+    def sealed_answers(self) -> list[StoredAnswer]: ...
+    def delete_answers(self, created_before: Micros, limit: int) -> int: ...
+
+    # Bulk redelivery
+    def recovery(self, org_id: str, recovery_id: str) -> Recovery | None: ...
+    def running_recoveries(self) -> list[Recovery]: ...
+    def put_recovery(self, recovery: Recovery) -> None: ...
+    def failed_after(
+        self, org_id: str, where: DeliveryFilter, position: str | None, limit: int
+    ) -> list[Delivery]:
+        """Failed deliveries that match, ascending by id, from the one after `position`."""
+        ...
+
+    # One-off values of the storage itself
+    def note(self, name: str) -> str | None: ...
+    def put_note(self, name: str, value: str) -> None: ...
+
+
+class StorageStatistics(msgspec.Struct, frozen=True):
+    """What a storage tells of itself, for /v1/stats and metrics.
+
+    `backlog` is how many writes wait for the next commit; `commits` and `operations` count since
+    the start; `healthy` is False from a failed commit until the next one that succeeds.
+    """
+
+    healthy: bool
+    backlog: int
+    commits: int
+    operations: int
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """Where everything is kept. Must pass `primeflowd.testing.storage_conformance`."""
+
+    async def write(
+        self, function: Callable[[Tx], T], on_commit: Callable[[T], None] | None = None
+    ) -> T:
+        """Run `function` in a transaction, make it durable, and return its result.
+
+        Several callers' functions share one commit. A function that raises changes nothing, and
+        what it raised is raised here; the others are not affected. A function may be run more
+        than once (the effects of earlier runs are undone), so it must have none but on its `Tx`.
+        On a UniqueViolation it is run once more before that is raised.
+
+        `on_commit(result)` is called in the Trio thread right after the commit, before any caller
+        wakes, and also if the caller was cancelled meanwhile: work that must follow a commit
+        belongs there. It must not raise.
+
+        Cancelling the caller either withdraws the function or lets it run to the end.
+
+        Raises:
+            StorageUnavailable: nothing of `function` is stored.
+        """
+        ...
+
+    async def read(self, function: Callable[[Tx], T]) -> T:
+        """Run `function`, which only reads, on a snapshot no older than the call.
+
+        Raises:
+            StorageUnavailable: the storage is out of reach.
+        """
+        ...
+
+    def statistics(self) -> StorageStatistics: ...
+
+
+class SigningRequest(msgspec.Struct, frozen=True):
+    """What a signer may put its name to.
+
+    Attributes:
+        batch_id, delivery_id, attempt_id: UUIDs as text.
+        timestamp: of this attempt, whole seconds since the epoch.
+        body: the exact bytes that will be sent.
+        secrets: plain secrets, the one that the delivery is pinned to first; never empty.
+    """
+
+    batch_id: str
+    delivery_id: str
+    attempt_id: str
+    timestamp: int
+    body: bytes
+    secrets: tuple[str, ...]
+
+
+class Signer(Protocol):
+    """Adds headers to a callback. Pure: no I/O, no waiting; the body is never changed."""
+
+    @property
+    def name(self) -> str:
+        """What `[signing] signers` calls it."""
+        ...
+
+    def sign(self, request: SigningRequest) -> Iterable[tuple[str, str]]:
+        """The headers to add, as (name, value) of printable ASCII.
+
+        Whatever it raises makes a failed attempt with `internal_error`.
+        """
+        ...
+
+
+@hookspec(firstresult=True)
+def open_storage(
+    config: Config, node_id: str | None
+) -> AbstractAsyncContextManager[Storage] | None:
+    """Open the storage that `config.storage.url` names, or return None if it is not yours.
+
+    Entering brings the schema up to date. `node_id` names the daemon's node; None is a visit by a
+    command line beside a running daemon, which claims nothing.
+    Entering raises OperatorError for what the operator must mend.
+    """
+
+
+@hookspec
+def register_signers(config: Config) -> Iterable[Signer]:  # type: ignore[empty-body]
+    """Signers that `[signing] signers` can name. Called once at start."""
+
+
+@hookspec(firstresult=True)
+def classify_outcome(outcome: Outcome, delivery: Delivery) -> Verdict | None:
+    """What `outcome` means for `delivery`; None leaves it to others and at last to the default.
+
+    Called once per attempt, on the hot path: pure, and quick.
+    """
+
+
+@hookspec
+def attempts_recorded(attempts: Sequence[Attempt]) -> None:
+    """Told of attempts after the commit that put them on record, in order, some at a time."""
