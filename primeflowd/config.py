@@ -20,9 +20,6 @@ from msgspec import Meta, field
 from primeflowd.durations import Duration, InvalidDuration, parse_delay
 from primeflowd.errors import ConfigError
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of the file; a key that is not a field of it is an error."""
@@ -41,7 +38,12 @@ class Api(_Section, frozen=True):
         int, Meta(ge=1024, description="largest body of POST /v1/batches/bulk, in bytes")
     ] = 16_777_216
     rate_limit: Annotated[
-        float, Meta(ge=0, description="requests per second that one key may make; 0 sets no limit")
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="requests per second that one key may make; 0 sets no limit",
+        ),
     ] = 0.0
     rate_burst: Annotated[
         int, Meta(ge=1, description="requests that one key may make at once under rate_limit")
@@ -156,7 +158,8 @@ class DeliverySettings(_Section, frozen=True):
         Duration, Meta(description="most that a receiver's Retry-After may ask for")
     ] = Duration("24h")
     recovery_rate: Annotated[
-        float, Meta(gt=0, description="redeliveries per second that a bulk recovery makes")
+        float,
+        Meta(gt=0, le=1_000_000, description="redeliveries per second that a bulk recovery makes"),
     ] = 100.0
     egress: Egress = field(default_factory=Egress)
     default_policy: DefaultPolicy = field(default_factory=DefaultPolicy)
@@ -202,10 +205,12 @@ class Log(_Section, frozen=True):
     """Logging, to standard error."""
 
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="least level that is logged: debug, info, warning or error"),
     ] = "info"
     format: Annotated[
-        Literal["logfmt", "json"], Meta(description="key=value lines or one JSON object a line")
+        Literal["logfmt", "json"],
+        Meta(description="logfmt (key=value pairs on a line) or json (an object on a line)"),
     ] = "logfmt"
 
 
@@ -289,9 +294,13 @@ def from_mapping(tables: Mapping[str, Any], origin: str = "config") -> Config:
     plugins = tables.get("plugins")
     if isinstance(plugins, dict):
         # A table is some plugin's own and checked by it; anything else is ours.
-        own = {key: value for key, value in plugins.items() if not isinstance(value, dict)}
-        tables["plugins"] = own
-        tables["plugin_settings"] = {k: v for k, v in plugins.items() if isinstance(v, dict)}
+        theirs = {
+            name: value
+            for name, value in plugins.items()
+            if isinstance(value, dict) and name not in Plugins.__struct_fields__
+        }
+        tables["plugin_settings"] = theirs
+        tables["plugins"] = {k: v for k, v in plugins.items() if k not in theirs}
     try:
         config = msgspec.convert(tables, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -338,15 +347,37 @@ def _decode(kind: type, value: object) -> object:
 
 
 def _explain(message: str) -> str:
-    """msgspec's `Expected ... - at `$.a.b`` as `a.b: expected ...`."""
-    what, _, where = message.partition(" - at `$")
+    """msgspec's `Expected ... - at `$.a.b`` as `a.b: expected ...`, with what is allowed."""
+    what, at, where = message.rpartition(" - at `$")
+    if not at:
+        what, where = message, ""
     path = where.rstrip("`").lstrip(".")
     if what.startswith("Object contains unknown field `"):
+        known = [key for key in _declared(path).__struct_fields__ if key != "plugin_settings"]
         key = what.split("`")[1]
         path = f"{path}.{key}" if path else key
-        what = "unknown key"
+        what = f"unknown key; known here: {', '.join(known)}"
+    elif what.startswith("Invalid enum value "):
+        allowed = ", ".join(f'"{value}"' for value in get_args(_declared(path)))
+        what = f"expected one of {allowed}, not {what.removeprefix('Invalid enum value ')}"
     what = what[:1].lower() + what[1:]
     return f"{path}: {what}" if path else what
+
+
+def _declared(path: str) -> Any:
+    """The type that is declared for `a.b`, without its Meta; Config itself for the empty path."""
+    kind: Any = Config
+    for name in filter(None, path.split(".")):
+        kind = get_type_hints(kind)[name]
+    return kind
+
+
+_LEAST: Final = (
+    ("timeout", Duration("1ms")),
+    ("connect_timeout", Duration("1ms")),
+    ("horizon", Duration("1s")),
+    ("suspend_min", Duration("1ms")),  # it doubles, and twice nothing is nothing
+)
 
 
 def _check(config: Config, origin: str) -> None:
@@ -369,9 +400,9 @@ def _check(config: Config, origin: str) -> None:
             raise ConfigError(f"{where}.delays: {error}") from error
     if policy.retries and not policy.delays:
         raise ConfigError(f"{where}.max_retries: must be 0 where there are no delays")
-    for key, least in (("timeout", 1), ("connect_timeout", 1), ("horizon", 1_000_000)):
-        if getattr(config.delivery, key).micros < least:
-            raise ConfigError(f"{origin}: delivery.{key}: too short")
+    for key, least in _LEAST:
+        if getattr(config.delivery, key).micros < least.micros:
+            raise ConfigError(f"{origin}: delivery.{key}: expected at least {least.text}")
     if not config.signing.hmac_prefix.isprintable() or not config.signing.hmac_prefix.isascii():
         raise ConfigError(f"{origin}: signing.hmac_prefix: printable ASCII only")
 
@@ -383,7 +414,12 @@ def parse_bind(bind: str, origin: str = "config") -> tuple[str, int]:
         ConfigError: it is neither.
     """
     host, colon, port = bind.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ConfigError(f'{origin}: api.bind: expected "host:port", not {bind!r}')
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    # Without brackets, who is to say where in "::1" the address ends and the port begins?
+    whole_host = host and not set(host) & set("[]") and bracketed == (":" in host)
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not colon or not whole_host or not digits or int(port) > 65535:
+        raise ConfigError(f'{origin}: api.bind: expected "host:port" or "[v6]:port", not {bind!r}')
     return host, int(port)

@@ -32,6 +32,11 @@ MIN_DELAY: Final[Micros] = MILLISECOND
 MAX_DELAY: Final[Micros] = 30 * DAY
 # Long enough for any sensible spelling of 30 days; stops a megabyte of digits from being parsed.
 _MAX_TEXT: Final = 64
+# Durations are computed in nanoseconds over this denominator, so that "0.1s" is exact.
+_DENOMINATOR: Final = 10**_MAX_TEXT
+_MICROSECOND: Final = 1_000 * _DENOMINATOR
+# Go counts in 64 bits; beyond that (292 years), sums of instants would not fit a database either.
+_MAX_EXACT: Final = (2**63 - 1) * _DENOMINATOR
 
 
 class InvalidDuration(ValueError):
@@ -67,28 +72,13 @@ class Duration:
         return f"Duration({self.text!r})"
 
 
-@lru_cache(maxsize=4096)
 def parse(text: str) -> Micros:
     """Length of `text` in microseconds, rounded up.
 
     Raises:
         InvalidDuration: `text` is not of the grammar.
     """
-    if not text or len(text) > _MAX_TEXT:
-        raise InvalidDuration(f"not a duration: {text[:_MAX_TEXT]!r}")
-    nanoseconds_times = 0
-    position = 0
-    # Fractions are summed over a common denominator, so that "0.1s" is exact.
-    denominator: int = 10**_MAX_TEXT
-    while position < len(text):
-        part = _PART.match(text, position)
-        if part is None or not (part[1] or part[2]):
-            raise InvalidDuration(f"not a duration: {text!r}")
-        whole, fraction, unit = part[1] or "0", part[2] or "", _UNITS[part[3]]
-        nanoseconds_times += int(whole) * unit * denominator
-        nanoseconds_times += int(fraction or "0") * unit * (denominator // 10 ** len(fraction))
-        position = part.end()
-    return -(-nanoseconds_times // (1_000 * denominator))
+    return -(-_exact(text) // _MICROSECOND)
 
 
 def parse_delay(text: str) -> Micros:
@@ -97,7 +87,30 @@ def parse_delay(text: str) -> Micros:
     Raises:
         InvalidDuration: not of the grammar, or outside these limits.
     """
-    micros = parse(text)
-    if not MIN_DELAY <= micros <= MAX_DELAY:
+    exact = _exact(text)
+    # Compared before it is rounded up, or 999999ns would pass for 1ms.
+    if not MIN_DELAY * _MICROSECOND <= exact <= MAX_DELAY * _MICROSECOND:
         raise InvalidDuration(f"not within 1ms and 30d: {text!r}")
-    return micros
+    return -(-exact // _MICROSECOND)
+
+
+@lru_cache(maxsize=4096)
+def _exact(text: str) -> int:
+    """Length of `text` in nanoseconds times _DENOMINATOR."""
+    if text == "0":
+        return 0  # the one number that needs no unit
+    if not text or len(text) > _MAX_TEXT:
+        raise InvalidDuration(f"not a duration: {text[:_MAX_TEXT]!r}")
+    exact = 0
+    position = 0
+    while position < len(text):
+        part = _PART.match(text, position)
+        if part is None or not (part[1] or part[2]):
+            raise InvalidDuration(f"not a duration: {text!r}")
+        whole, fraction, unit = part[1] or "0", part[2] or "", _UNITS[part[3]]
+        exact += int(whole) * unit * _DENOMINATOR
+        exact += int(fraction or "0") * unit * (_DENOMINATOR // 10 ** len(fraction))
+        position = part.end()
+    if exact > _MAX_EXACT:
+        raise InvalidDuration(f"longer than 292 years: {text!r}")
+    return exact

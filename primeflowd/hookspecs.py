@@ -11,7 +11,7 @@ written once over `Tx`; a storage plugin supplies the small statements.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 import pluggy
@@ -38,6 +38,9 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 T = TypeVar("T")
+
+Fate: TypeAlias = Literal["recorded", "ended", "lost"]
+"""What became of an attempt's record; see Tx.record_attempt."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -148,12 +151,15 @@ class Tx(Protocol):
         """Free the claims of nodes that are gone, all but `node_id` itself; how many."""
         ...
 
-    def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> bool:
+    def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> Fate:
         """Put an attempt on record and the delivery into its state after it, if still owned.
 
-        False, and nothing written, if `node_id` no longer holds the claim. A delivery that was
-        ended meanwhile by a person's order keeps that end; the attempt is on record all the same.
         `after.claimed_by` is the claim as it shall be: None releases it.
+
+        Returns:
+            `recorded`: done. `ended`: a person's order ended the delivery meanwhile; it keeps
+            that end, the attempt is on record all the same, the claim is released. `lost`:
+            `node_id` no longer holds the claim; nothing was written.
         """
         ...
 

@@ -83,7 +83,8 @@ def _ended(
     return msgspec.structs.replace(
         delivery,
         status=status,
-        failure_reason=verdict.reason if verdict else None,
+        # A plugin's verdict may lack the reason that every failed delivery has (contract 5.1).
+        failure_reason=(verdict.reason or "internal_error") if verdict else None,
         failure_detail=verdict.detail if verdict else None,
         attempt_count=count,
         due_at=None,

@@ -1,0 +1,158 @@
+"""The HTTP application: routes, and what every request goes through on its way to a handler.
+
+    request id -> key -> rate limit -> scope -> org -> handler -> answer or envelope -> headers
+
+That is one view per route and one override of the framework's dispatch rather than a stack of
+middleware, because the framework's own cost dominates a request. Whatever a request raises, be it
+in the framework, becomes an envelope here (contract 2.5); only cancellation passes.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+import structlog
+from quart import Response
+from quart.globals import request_ctx
+from quart.typing import ResponseTypes
+from quart.wrappers import Request
+from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioRequest
+
+from primeflowd.api import (
+    batches,
+    deliveries,
+    errors,
+    health,
+    items,
+    keys,
+    policies,
+    recoveries,
+    request_id,
+    secrets,
+)
+from primeflowd.api.answer import Answer
+from primeflowd.api.auth import Authenticator, authorise, org_of
+from primeflowd.api.call import AnswerScope, Call, Route
+from primeflowd.api.rate_limit import RateLimiter
+from primeflowd.api.services import Services
+from primeflowd.model import OPERATOR_ORG
+
+log = structlog.get_logger()
+
+ROUTES: Final = (
+    *policies.ROUTES,
+    *batches.ROUTES,
+    *items.ROUTES,
+    *deliveries.ROUTES,
+    *recoveries.ROUTES,
+    *secrets.ROUTES,
+    *keys.ROUTES,
+    *health.ROUTES,
+)
+"""Every resource that takes an API key."""
+
+_JSON: Final = "application/json"
+
+
+class _Request(TrioRequest):
+    """A request that remembers headers which its answer shall carry, whatever becomes of it."""
+
+    answer_headers: errors.Headers = ()
+
+
+class _App(QuartTrio):
+    request_class = _Request
+
+    async def handle_request(self, request: Request) -> ResponseTypes:
+        chosen = request_id.choose(request.headers.get(request_id.HEADER))
+        # Each request has a task, and with it a context, of its own: nothing to unbind.
+        structlog.contextvars.bind_contextvars(request_id=chosen)
+        try:
+            response = await super().handle_request(request)
+        except Exception as error:  # noqa: BLE001 - the framework failed before it got to a view
+            response = _response(errors.answer_to(error))
+        for name, value in cast("_Request", request).answer_headers:
+            response.headers[name] = value
+        response.headers[request_id.HEADER] = chosen
+        log.debug("answered", method=request.method, path=request.path, status=response.status_code)
+        return response
+
+    async def handle_user_exception(self, error: BaseException) -> Response:
+        return _response(errors.answer_to(error))
+
+    async def handle_exception(self, error: BaseException) -> Response:
+        return _response(errors.answer_to(error))
+
+    async def make_default_options_response(self) -> Response:
+        adapter = request_ctx.url_adapter
+        assert adapter is not None
+        methods = ", ".join(sorted(adapter.allowed_methods()))
+        return _response(Answer(204, headers=(("Allow", methods),)))
+
+
+def create_app(services: Services) -> QuartTrio:
+    """The application over these services; it serves nothing by itself."""
+    app = _App("primeflowd.api", static_folder=None)
+    # A backstop for what arrives while no handler reads; body.py has the limit of each endpoint.
+    api = services.config.api
+    app.config["MAX_CONTENT_LENGTH"] = max(api.max_body, api.max_bulk_body)
+    # Else `//v1/batches` is answered with a redirect, in HTML.
+    app.url_map.merge_slashes = False
+    gate = _Gate(services)
+    for route in ROUTES:
+        name = f"{route.method} {route.path}".replace(".", "_")
+        app.add_url_rule(route.path, name, gate.view(route), methods=[route.method])
+    for path, answer in health.OPEN_ROUTES:
+        app.add_url_rule(path, path, _open_view(services, answer), methods=["GET"])
+    return app
+
+
+class _Gate:
+    """What stands between a request and the handlers; its memory is that of the whole API."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._authenticator = Authenticator(services.storage)
+        self._limiter = RateLimiter(services.config.api, services.clock)
+        self._running: set[AnswerScope] = set()
+
+    def view(self, route: Route) -> Callable[..., Awaitable[Response]]:
+        """A view function of the framework that leads to the route's handler."""
+
+        async def view(**names: Any) -> Response:
+            incoming = cast("_Request", request_ctx.request)
+            key = await self._authenticator.authenticate(incoming.headers)
+            incoming.answer_headers = self._limiter.take(key.id)
+            authorise(key, route.scope)
+            org_id = (
+                OPERATOR_ORG
+                if route.org == "none"
+                else org_of(key, incoming.headers, must_be_named=route.org == "header")
+            )
+            call = Call(
+                incoming, names, self._services, self._authenticator, self._running, key, org_id
+            )
+            return _response(await route.handler(call))
+
+        return view
+
+
+def _open_view(
+    services: Services, answer: Callable[[Services], Answer]
+) -> Callable[[], Awaitable[Response]]:
+    async def view() -> Response:
+        return _response(answer(services))
+
+    return view
+
+
+def _response(answer: Answer) -> Response:
+    response = Response(answer.body, answer.status, content_type=_JSON)
+    if not answer.body:
+        del response.headers["Content-Type"]
+        if answer.status == 204:
+            # RFC 9110: a 204 has neither.
+            del response.headers["Content-Length"]
+    for name, value in answer.headers:
+        response.headers[name] = value
+    return response

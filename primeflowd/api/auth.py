@@ -1,0 +1,133 @@
+"""Who is asking, what they may do, and for which org (contract 2.1 to 2.4).
+
+Keys are looked up by their digest. One that was found is trusted for a second without asking
+storage again, so a revoked key works for at most that long; a miss is never remembered, so a new
+key works at once. Memory is bounded: the oldest entries make room.
+
+Blocks on storage for a key not seen in the last second. Fails with Rejected (401, 403) and
+InvalidRequest.
+"""
+
+import hmac
+from functools import partial
+from typing import Final
+
+import trio
+from werkzeug.datastructures import Headers
+
+from primeflowd.access_keys import check_org_id, digest, grants, looks_like_key
+from primeflowd.api.errors import Rejected
+from primeflowd.errors import InvalidRequest
+from primeflowd.hookspecs import Storage, Tx
+from primeflowd.model import OPERATOR_ORG, ApiKey
+
+KEY_HEADER: Final = "X-Reevit-Key"
+ORG_HEADERS: Final = ("X-Org-Id", "X-Organization-Id")
+
+_TRUSTED_FOR: Final = 1.0
+_REMEMBERED: Final = 4096
+_CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="primeflowd"'),)
+
+
+class Authenticator:
+    """Finds the key of a request, with a small memory of those found lately."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        # By digest: the key, and when to ask storage again. In the order of being found.
+        self._found: dict[str, tuple[ApiKey, float]] = {}
+
+    async def authenticate(self, headers: Headers) -> ApiKey:
+        """The key that the request carries.
+
+        Raises:
+            Rejected: 401; there is none, it is not valid, or two differ.
+        """
+        offered = digest(_offered_key(headers))
+        remembered = self._found.get(offered)
+        if remembered is not None and trio.current_time() < remembered[1]:
+            return remembered[0]
+        self._found.pop(offered, None)
+        key = await self._storage.read(partial(_key, offered))
+        if key is None or not hmac.compare_digest(key.digest, offered) or key.revoked_at:
+            raise _unauthorized("invalid_api_key", "this API key is unknown or revoked")
+        while len(self._found) >= _REMEMBERED:
+            del self._found[next(iter(self._found))]
+        self._found[offered] = key, trio.current_time() + _TRUSTED_FOR
+        return key
+
+    def forget(self, key_id: str) -> None:
+        """Ask storage the next time; a key revoked through this node stops working at once."""
+        for offered, (key, _) in list(self._found.items()):
+            if key.id == key_id:
+                del self._found[offered]
+
+
+def authorise(key: ApiKey, needed: str) -> None:
+    """Check that a key's scopes allow `needed` (as `batches:write`, or `admin`).
+
+    Raises:
+        Rejected: 403.
+    """
+    if needed not in grants(key.scopes):
+        raise Rejected(403, "forbidden", f"this needs the scope {needed}", {"scope": needed})
+
+
+def org_of(key: ApiKey, headers: Headers, *, must_be_named: bool = False) -> str:
+    """The org that the request is about.
+
+    Args:
+        must_be_named: whether X-Org-Id is required whatever the key, as on retry policies.
+
+    Raises:
+        InvalidRequest: `org_id_required`, `invalid_org_id`, `conflicting_org_ids`.
+        Rejected: 403, the org is not the key's.
+    """
+    named = {_decoded(value) for name in ORG_HEADERS for value in headers.getlist(name)}
+    if (must_be_named and ORG_HEADERS[0] not in headers) or (
+        not named and key.org_id == OPERATOR_ORG
+    ):
+        raise InvalidRequest("org_id_required", "name the org in the header X-Org-Id")
+    if not named:
+        return key.org_id
+    if len(named) > 1:
+        raise InvalidRequest("conflicting_org_ids", "the headers name different orgs")
+    org_id = named.pop()
+    check_org_id(org_id)
+    if key.org_id not in (OPERATOR_ORG, org_id):
+        raise Rejected(403, "forbidden", "this key belongs to another org")
+    return org_id
+
+
+def _key(wanted: str, tx: Tx) -> ApiKey | None:
+    return tx.key_by_digest(wanted)
+
+
+def _offered_key(headers: Headers) -> str:
+    offered = {value.strip() for value in headers.getlist(KEY_HEADER)}
+    for value in headers.getlist("Authorization"):
+        scheme, _, credentials = value.partition(" ")
+        # Another scheme beside X-Reevit-Key is another identity: we do not guess which is meant.
+        offered.add(credentials.strip() if scheme.lower() == "bearer" else "")
+    if not offered:
+        raise _unauthorized("missing_api_key", f"send an API key, as Bearer token or {KEY_HEADER}")
+    if len(offered) > 1:
+        raise _unauthorized("conflicting_api_keys", "the request carries different API keys")
+    key = offered.pop()
+    if not looks_like_key(key):
+        raise _unauthorized("invalid_api_key", "this API key is unknown or revoked")
+    return key
+
+
+def _unauthorized(code: str, message: str) -> Rejected:
+    return Rejected(401, code, message, headers=_CHALLENGE)
+
+
+def _decoded(value: str) -> str:
+    """A header's text; the framework reads its bytes as Latin-1, people send UTF-8."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidRequest("invalid_org_id", "the org id is not UTF-8") from error

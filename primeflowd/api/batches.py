@@ -1,0 +1,282 @@
+"""`/v1/batches`: registering, finding, ending and cancelling batches (contract section 4)."""
+
+from functools import partial
+from typing import Annotated, Final, TypeVar, get_args
+
+import msgspec
+from msgspec import Meta, Raw
+
+from primeflowd import callback_url
+from primeflowd.api import cursors, decode, idempotency, shapes
+from primeflowd.api.answer import Answer
+from primeflowd.api.call import Call, Route, canonical_uuid
+from primeflowd.api.decode import ABSENT, Instant
+from primeflowd.api.errors import Envelope, envelope
+from primeflowd.errors import InvalidRequest, NotFound, Refused
+from primeflowd.hookspecs import BatchFilter, Page, Tx
+from primeflowd.instants import Micros
+from primeflowd.lifecycle import (
+    NewBatch,
+    NewItem,
+    cancel_batch,
+    complete,
+    create_batch,
+    create_batches,
+)
+from primeflowd.model import TERMINAL_BATCH, Batch, BatchStatus, TerminalStatus
+
+MAX_BULK: Final = 1000
+MAX_CLIENT_REF: Final = 255
+MAX_REASON: Final = 1000
+MAX_ITEMS_TOTAL: Final = 2**31 - 1
+
+
+class ItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An item as a client registers it."""
+
+    client_ref: str | None = None
+    input: Raw = ABSENT
+
+
+class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A batch as a client registers it; every field may be left out."""
+
+    id: str | None = None
+    plan_id: str | None = None
+    callback_url: str | None = None
+    metadata: Raw = ABSENT
+    items: list[ItemBody] | None = None
+    items_total: Annotated[int, Meta(ge=0, le=MAX_ITEMS_TOTAL)] | None = None
+    status: BatchStatus | None = None
+    output: Raw = ABSENT
+    started_at: Instant | None = None
+    completed_at: Instant | None = None
+
+
+class BulkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Several batches. Each is decoded by itself, so that one mistake costs one batch."""
+
+    batches: Annotated[list[Raw], Meta(min_length=1, max_length=MAX_BULK)]
+
+
+class CompletionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The end of a batch."""
+
+    status: TerminalStatus
+    output: Raw = ABSENT
+    completed_at: Instant | None = None
+
+
+class CancellationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a batch is cancelled."""
+
+    reason: str | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """An entry of a bulk answer: a batch that is durable."""
+
+    index: int
+    id: str
+    status: str
+
+
+class NotAccepted(msgspec.Struct, frozen=True):
+    """An entry of a bulk answer: a batch that was refused, and why."""
+
+    index: int
+    error: Envelope
+
+
+_batch: Final = msgspec.json.Decoder(BatchBody)
+_bulk: Final = msgspec.json.Decoder(BulkBody)
+_completion: Final = msgspec.json.Decoder(CompletionBody)
+_cancellation: Final = msgspec.json.Decoder(CancellationBody)
+
+S = TypeVar("S", bound=str)
+
+
+async def create(call: Call) -> Answer:
+    """Register a batch; one with a terminal status is born ended, its callback on its way."""
+    new = _new_batch(await decode.body(call, _batch))
+    operation = partial(create_batch, org_id=call.org_id, new=new)
+    return await idempotency.perform(call, operation, _created)
+
+
+async def create_bulk(call: Call) -> Answer:
+    """Register up to 1000 batches in one transaction, each standing alone."""
+    body = await decode.body(call, _bulk, limit=call.services.config.api.max_bulk_body)
+    news: list[NewBatch] = []
+    results: list[Refused | None] = []
+    for raw in body.batches:
+        try:
+            news.append(_new_batch(decode.document(bytes(raw), _batch)))
+            results.append(None)
+        except InvalidRequest as refused:
+            results.append(refused)
+    operation = partial(create_batches, org_id=call.org_id, news=news)
+    return await idempotency.perform(call, operation, partial(_bulk_answer, results))
+
+
+async def list_page(call: Call) -> Answer:
+    """A page of the org's batches."""
+    where = BatchFilter(
+        status=choice(call, "status_code", get_args(BatchStatus)),
+        plan_id=_filter_plan(call),
+        created_after=decode.query_instant(call, "created_after"),
+        created_before=decode.query_instant(call, "created_before"),
+    )
+    page = cursors.requested_page(call)
+    batches, more = await call.services.storage.read(partial(_list, call.org_id, where, page))
+    following = cursors.encode(*_position(batches[-1])) if more else None
+    return shapes.page([shapes.batch(batch) for batch in batches], following)
+
+
+async def get(call: Call) -> Answer:
+    """One batch."""
+    batch = await call.services.storage.read(
+        partial(find, call.org_id, call.identifier("batch_id"))
+    )
+    return shapes.answer(200, shapes.batch(batch))
+
+
+async def end(call: Call) -> Answer:
+    """End a batch: 201; 200 if it has ended with that status already."""
+    batch_id = call.identifier("batch_id")
+    body = await decode.body(call, _completion)
+    operation = partial(
+        complete,
+        org_id=call.org_id,
+        batch_id=batch_id,
+        status=body.status,
+        output=decode.verbatim(body.output),
+        completed_at=decode.instant(body.completed_at, "completed_at"),
+    )
+    return await idempotency.perform(call, operation, _ended)
+
+
+async def cancel(call: Call) -> Answer:
+    """Cancel a batch: 201; 200 and unchanged if it has ended, however it did."""
+    batch_id = call.identifier("batch_id")
+    body = await decode.body(call, _cancellation, may_be_absent=True)
+    reason = decode.text(body.reason, "reason", MAX_REASON)
+    operation = partial(cancel_batch, org_id=call.org_id, batch_id=batch_id, reason=reason)
+    return await idempotency.perform(call, operation, _ended)
+
+
+def find(org_id: str, batch_id: str, tx: Tx) -> Batch:
+    """A batch of this org.
+
+    Raises:
+        NotFound: there is none.
+    """
+    batch = tx.batch(org_id, batch_id)
+    if batch is None:
+        raise NotFound
+    return batch
+
+
+def choice(call: Call, name: str, allowed: tuple[S, ...]) -> S | None:
+    """A query parameter that is one of several words; None if it is absent."""
+    value = call.query(name)
+    if value is None:
+        return None
+    for word in allowed:
+        if word == value:
+            return word
+    raise decode.invalid(name, "expected one of " + ", ".join(allowed))
+
+
+def _new_batch(body: BatchBody) -> NewBatch:
+    """Everything about a new batch that can be wrong whatever the storage holds."""
+    status = body.status or "queued"
+    batch_id = canonical_uuid(body.id) if body.id is not None else None
+    if body.id is not None and batch_id is None:
+        raise decode.invalid("id", "expected a UUID")
+    if body.items is not None and body.items_total is not None:
+        raise decode.invalid("items_total", "give either items or items_total")
+    if body.completed_at is not None and status not in TERMINAL_BATCH:
+        raise decode.invalid("completed_at", f"a batch that is {status} has not ended")
+    if body.callback_url is not None:
+        try:
+            callback_url.parse(body.callback_url)
+        except ValueError as error:
+            raise decode.invalid("callback_url", str(error)) from error
+    return NewBatch(
+        id=batch_id,
+        plan_id=decode.plan_id(body.plan_id),
+        callback_url=body.callback_url,
+        metadata=decode.verbatim_or_null(body.metadata),
+        items=None if body.items is None else _new_items(body.items),
+        items_total=body.items_total,
+        status=status,
+        output=decode.verbatim(body.output),
+        started_at=decode.instant(body.started_at, "started_at"),
+        completed_at=decode.instant(body.completed_at, "completed_at"),
+    )
+
+
+def _new_items(bodies: list[ItemBody]) -> tuple[NewItem, ...]:
+    seen: set[str] = set()
+    for body in bodies:
+        if body.client_ref is None:
+            continue
+        decode.text(body.client_ref, "client_ref", MAX_CLIENT_REF)
+        if body.client_ref in seen:
+            raise decode.invalid("client_ref", f"{body.client_ref!r} occurs twice")
+        seen.add(body.client_ref)
+    return tuple(NewItem(body.client_ref, decode.verbatim(body.input)) for body in bodies)
+
+
+def _filter_plan(call: Call) -> str | None:
+    written = call.query("plan_id")
+    return None if written is None else decode.plan_id(written)
+
+
+def _list(org_id: str, where: BatchFilter, page: Page, tx: Tx) -> tuple[list[Batch], bool]:
+    def fetch(limit: int, before: tuple[Micros, str] | None) -> list[Batch]:
+        return tx.batches(org_id, where, Page(limit, before))
+
+    return cursors.gather(fetch, _position, _weight, page.limit, page.before)
+
+
+def _position(batch: Batch) -> tuple[Micros, str]:
+    return batch.created_at, batch.id
+
+
+def _weight(batch: Batch) -> int:
+    return len(batch.metadata or b"") + len(batch.output or b"") + len(batch.payload or b"")
+
+
+def _created(batch: Batch) -> Answer:
+    return shapes.answer(201, shapes.batch(batch))
+
+
+def _ended(result: tuple[Batch, bool]) -> Answer:
+    batch, changed = result
+    return shapes.answer(201 if changed else 200, shapes.batch(batch))
+
+
+def _bulk_answer(refusals: list[Refused | None], made: list[Batch | Refused]) -> Answer:
+    """The answer to a bulk request: `made` fills the places where `refusals` has None."""
+    remaining = iter(made)
+    results: list[Accepted | NotAccepted] = []
+    for index, refusal in enumerate(refusals):
+        result = next(remaining) if refusal is None else refusal
+        if isinstance(result, Refused):
+            results.append(NotAccepted(index, envelope(result)))
+        else:
+            results.append(Accepted(index, result.id, result.status))
+    return shapes.answer(200, {"results": results})
+
+
+_PATH: Final = "/v1/batches"
+
+ROUTES: Final = (
+    Route("POST", _PATH, "batches:write", create),
+    Route("POST", f"{_PATH}/bulk", "batches:write", create_bulk),
+    Route("GET", _PATH, "batches:read", list_page),
+    Route("GET", f"{_PATH}/<batch_id>", "batches:read", get),
+    Route("POST", f"{_PATH}/<batch_id>/completion", "batches:write", end),
+    Route("POST", f"{_PATH}/<batch_id>/cancellation", "batches:write", cancel),
+)

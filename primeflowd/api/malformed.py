@@ -1,0 +1,131 @@
+"""Envelopes for what the HTTP server answers by itself, before or behind the application.
+
+Hypercorn answers malformed HTTP, a head that is too large and an application that gave no answer
+with a bare status line. Contract 2.5 and 2.7 want the envelope and a request id there too. This is
+the one seam: two subclasses that override the methods which make those answers, and `install`,
+which puts the outer one in the place where Hypercorn's server looks for it. Nothing of this is
+public interface there, so tests/api/test_malformed.py talks to a real socket: it fails if a newer
+Hypercorn has moved any of it.
+
+The same place keeps the surface small: no WebSocket, no upgrade to HTTP/2 (`Upgrade` is ignored,
+as RFC 9110 allows), and of request targets only those that a path can be had from.
+"""
+
+from functools import cache
+
+import h11
+import hypercorn.protocol
+import structlog
+from hypercorn.protocol.events import Body, EndBody, Request, Response
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+
+from primeflowd.api import errors, request_id
+
+log = structlog.get_logger()
+
+
+@cache
+def install() -> None:
+    """Make Hypercorn in this process use the classes below."""
+    hypercorn.protocol.H11Protocol = Protocol  # type: ignore[attr-defined]
+
+
+class Stream(HTTPStream):
+    """One request and its answer."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        # Reached when the application ends without an answer, as it does if it fails where
+        # nothing could catch that.
+        headers, body = _answer(status_code)
+        await self.send(
+            Response(stream_id=self.stream_id, headers=headers, status_code=status_code)
+        )
+        if self.scope["method"] != "HEAD":
+            await self.send(Body(stream_id=self.stream_id, data=body))
+        await self.send(EndBody(stream_id=self.stream_id))
+        self.state = ASGIHTTPState.CLOSED
+
+
+class Protocol(H11Protocol):
+    """One connection."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await self._refuse(status_code, b"")
+
+    async def _refuse(self, status_code: int, method: bytes) -> None:
+        headers, body = _answer(status_code)
+        log.debug("malformed_request", status=status_code)
+        await self._send_h11_event(
+            h11.Response(
+                status_code=status_code,
+                headers=[*headers, *self.config.response_headers("h11")],
+            )
+        )
+        if method != b"HEAD":
+            await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """No upgrades: the base class would turn to HTTP/2 here."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        target = origin_form(request.target)
+        if target is None:
+            await self._refuse(400, request.method)
+            await self._maybe_recycle()
+            return
+        self.stream = Stream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+
+def origin_form(target: bytes) -> bytes | None:
+    """A request target as path and query; None for one that names no path (RFC 9112, 3.2).
+
+    `*` and what it asks about (the server) has no path here either, but `OPTIONS *` is harmless:
+    it becomes a path that nothing is at.
+    """
+    if target.startswith(b"/"):
+        return target
+    if target == b"*":
+        return b"/*"
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return None
+    authority_end = min(
+        (i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest)
+    )
+    path = rest[authority_end:]
+    return path if path.startswith(b"/") else b"/" + path
+
+
+def _answer(status_code: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    body = errors.for_status(status_code).body
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        (request_id.HEADER.lower().encode(), request_id.choose(None).encode()),
+    ]
+    return headers, body

@@ -1,0 +1,334 @@
+"""The JSON of every object that the API shows, field by field in the order shown.
+
+JSON that came from a client is embedded as the bytes that are stored, never parsed. Instants are
+RFC 3339 with `Z` (contract 2.8). All functions are pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Raw
+
+from primeflowd.api.answer import Answer
+from primeflowd.instants import Micros, rfc3339
+from primeflowd.model import (
+    ApiKey,
+    Attempt,
+    Batch,
+    Delivery,
+    Item,
+    Recovery,
+    RetryPolicy,
+    SigningSecret,
+)
+from primeflowd.retry_policies import EffectivePolicy
+
+Shape: TypeAlias = msgspec.Struct | Mapping[str, object]
+
+encode: Final = msgspec.json.Encoder().encode
+
+
+def answer(status: int, shape: object) -> Answer:
+    """An answer with this object as its body."""
+    return Answer(status, encode(shape))
+
+
+def page(shapes: Sequence[Shape], following: str | None) -> Answer:
+    """The answer to a list: 200, and the cursor of the next page or null."""
+    return Answer(200, encode({"items": shapes, "next": following}))
+
+
+class BatchShape(msgspec.Struct, frozen=True):
+    """A batch. `metadata` and `output` as the client gave them; null until known."""
+
+    id: str
+    org_id: str
+    plan_id: str
+    callback_url: str | None
+    status: str
+    metadata: Raw | None
+    output: Raw | None
+    items_total: int | None
+    items_succeeded: int
+    items_failed: int
+    items_cancelled: int
+    cancellation_reason: str | None
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    updated_at: str
+
+
+class ItemShape(msgspec.Struct, frozen=True):
+    """An item of a batch."""
+
+    sequence_index: int
+    client_ref: str | None
+    status_code: str
+    input: Raw | None
+    output: Raw | None
+    error: Raw | None
+    updated_at: str
+
+
+class AttemptShape(msgspec.Struct, frozen=True):
+    """An attempt, in exactly B's fields."""
+
+    id: str
+    delivery_id: str
+    attempt_number: int
+    status_code: int | None
+    response_body: str | None
+    response_time_ms: int
+    error_message: str | None
+    created_at: str
+
+
+class DeliveryShape(msgspec.Struct, frozen=True):
+    """A delivery, in exactly B's fields and order."""
+
+    id: str
+    batch_id: str
+    callback_url: str
+    payload_bytes: str
+    payload: Raw
+    signing_secret_id: str | None
+    is_automatic: bool
+    status_code: str
+    failure_reason_code: str | None
+    failure_detail: str | None
+    attempt_count: int
+    max_attempts: int
+    next_attempt_at: str | None
+    created_at: str
+    updated_at: str
+    completed_at: str | None
+    attempts: list[AttemptShape]
+
+
+class RecoveryShape(msgspec.Struct, frozen=True):
+    """A bulk redelivery and how far it is: `redelivered` + `skipped` grow towards `matched`."""
+
+    id: str
+    org_id: str
+    status: str
+    since: str
+    until: str
+    destination: str | None
+    failure_reason_code: str | None
+    matched: int
+    redelivered: int
+    skipped: int
+    created_at: str
+    completed_at: str | None
+
+
+class PolicyShape(msgspec.Struct, frozen=True):
+    """A retry policy, in exactly A's fields."""
+
+    org_id: str
+    plan_id: str
+    delays: tuple[str, ...]
+    max_retries: int
+    created_at: str
+    updated_at: str
+
+
+class EffectivePolicyShape(msgspec.Struct, frozen=True):
+    """The retry policy that a delivery made now would get, and where it comes from."""
+
+    source: str
+    plan_id: str
+    delays: tuple[str, ...]
+    max_retries: int
+    max_attempts: int
+
+
+class SecretShape(msgspec.Struct, frozen=True):
+    """A signing secret, without the secret."""
+
+    id: str
+    org_id: str
+    key_prefix: str
+    is_current: bool
+    label: str | None
+    disabled_at: str | None
+    last_used_at: str | None
+    created_at: str
+    updated_at: str
+
+
+class NewSecretShape(SecretShape, frozen=True):
+    """A signing secret in the one answer that shows it."""
+
+    plain_secret: str
+
+
+class KeyShape(msgspec.Struct, frozen=True):
+    """An API key, without the key."""
+
+    id: str
+    org_id: str
+    key_prefix: str
+    scopes: tuple[str, ...]
+    label: str | None
+    revoked_at: str | None
+    created_at: str
+
+
+class NewKeyShape(KeyShape, frozen=True):
+    """An API key in the one answer that shows it."""
+
+    key: str
+
+
+def batch(value: Batch) -> BatchShape:
+    return BatchShape(
+        id=value.id,
+        org_id=value.org_id,
+        plan_id=value.plan_id,
+        callback_url=value.callback_url,
+        status=value.status,
+        metadata=_raw(value.metadata),
+        output=_raw(value.output),
+        items_total=value.items_total,
+        items_succeeded=value.items_succeeded,
+        items_failed=value.items_failed,
+        items_cancelled=value.items_cancelled,
+        cancellation_reason=value.cancellation_reason,
+        created_at=rfc3339(value.created_at),
+        started_at=_time(value.started_at),
+        completed_at=_time(value.completed_at),
+        updated_at=rfc3339(value.updated_at),
+    )
+
+
+def item(value: Item) -> ItemShape:
+    return ItemShape(
+        sequence_index=value.sequence_index,
+        client_ref=value.client_ref,
+        status_code=value.status,
+        input=_raw(value.input),
+        output=_raw(value.output),
+        error=_raw(value.error),
+        updated_at=rfc3339(value.updated_at),
+    )
+
+
+def delivery(
+    value: Delivery, payload: bytes, attempts: Sequence[Attempt], *, delivering: bool = False
+) -> DeliveryShape:
+    """`delivering`: a sender is on it now, which storage does not know."""
+    return DeliveryShape(
+        id=value.id,
+        batch_id=value.batch_id,
+        callback_url=value.callback_url,
+        payload_bytes=payload.decode(),
+        payload=Raw(payload),
+        signing_secret_id=value.signing_secret_id,
+        is_automatic=value.is_automatic,
+        status_code="delivering" if delivering and value.status == "pending" else value.status,
+        failure_reason_code=value.failure_reason,
+        failure_detail=value.failure_detail,
+        attempt_count=value.attempt_count,
+        max_attempts=value.max_attempts,
+        next_attempt_at=_time(value.due_at),
+        created_at=rfc3339(value.created_at),
+        updated_at=rfc3339(value.updated_at),
+        completed_at=_time(value.completed_at),
+        attempts=[attempt(each) for each in attempts],
+    )
+
+
+def attempt(value: Attempt) -> AttemptShape:
+    return AttemptShape(
+        id=value.id,
+        delivery_id=value.delivery_id,
+        attempt_number=value.attempt_number,
+        status_code=value.status_code,
+        response_body=value.response_body,
+        response_time_ms=value.response_time,
+        error_message=value.error_message,
+        created_at=rfc3339(value.created_at),
+    )
+
+
+def recovery(value: Recovery) -> RecoveryShape:
+    return RecoveryShape(
+        id=value.id,
+        org_id=value.org_id,
+        status=value.status,
+        since=rfc3339(value.since),
+        until=rfc3339(value.until),
+        destination=value.destination,
+        failure_reason_code=value.failure_reason,
+        matched=value.matched,
+        redelivered=value.redelivered,
+        skipped=value.skipped,
+        created_at=rfc3339(value.created_at),
+        completed_at=_time(value.completed_at),
+    )
+
+
+def policy(value: RetryPolicy) -> PolicyShape:
+    return PolicyShape(
+        org_id=value.org_id,
+        plan_id=value.plan_id,
+        delays=value.delays,
+        max_retries=value.max_retries,
+        created_at=rfc3339(value.created_at),
+        updated_at=rfc3339(value.updated_at),
+    )
+
+
+def effective_policy(value: EffectivePolicy) -> EffectivePolicyShape:
+    return EffectivePolicyShape(
+        source=value.source,
+        plan_id=value.plan_id,
+        delays=value.delays,
+        max_retries=value.max_retries,
+        max_attempts=value.max_retries + 1,
+    )
+
+
+def secret(value: SigningSecret) -> SecretShape:
+    return SecretShape(
+        id=value.id,
+        org_id=value.org_id,
+        key_prefix=value.key_prefix,
+        is_current=value.is_current,
+        label=value.label,
+        disabled_at=_time(value.disabled_at),
+        last_used_at=_time(value.last_used_at),
+        created_at=rfc3339(value.created_at),
+        updated_at=rfc3339(value.updated_at),
+    )
+
+
+def new_secret(value: SigningSecret, plain: str) -> NewSecretShape:
+    return NewSecretShape(**msgspec.structs.asdict(secret(value)), plain_secret=plain)
+
+
+def key(value: ApiKey) -> KeyShape:
+    return KeyShape(
+        id=value.id,
+        org_id=value.org_id,
+        key_prefix=value.key_prefix,
+        scopes=value.scopes,
+        label=value.label,
+        revoked_at=_time(value.revoked_at),
+        created_at=rfc3339(value.created_at),
+    )
+
+
+def new_key(value: ApiKey, plain: str) -> NewKeyShape:
+    return NewKeyShape(**msgspec.structs.asdict(key(value)), key=plain)
+
+
+def _raw(document: bytes | None) -> Raw | None:
+    return None if document is None else Raw(document)
+
+
+def _time(instant: Micros | None) -> str | None:
+    return None if instant is None else rfc3339(instant)

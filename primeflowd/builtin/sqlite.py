@@ -1,0 +1,194 @@
+"""Storage in a SQLite file, for `sqlite:///PATH`: the default.
+
+The file is in WAL mode with `synchronous=FULL`: a commit is on the disk before it is answered, and
+readers and the writer do not wait for each other. One daemon at a time holds the file, by a lock on
+`PATH.lock` which ends with its process; command lines visit without it.
+
+Fails, at opening, with an OperatorError that names the path and what to mend: a directory that
+cannot be written to, a file that is no database, a schema that is newer, a daemon that has the
+file already. Later failures are StorageUnavailable, see sql/writer.py.
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
+from pathlib import Path
+from typing import Final
+
+import trio
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from primeflowd.config import Config
+from primeflowd.errors import OperatorError, StorageInUse
+from primeflowd.hookspecs import Storage, hookimpl
+from primeflowd.instants import SECOND, Micros
+from primeflowd.sql import schema
+from primeflowd.sql.storage import READERS, open_sql_storage
+
+SCHEME: Final = "sqlite://"
+
+OLDEST: Final = (3, 35, 0)
+"""The first SQLite with RETURNING."""
+
+BUSY_TIMEOUT: Final[Micros] = 5 * SECOND
+"""How long a statement waits for another process's lock."""
+
+
+@hookimpl
+def open_storage(
+    config: Config, node_id: str | None
+) -> AbstractAsyncContextManager[Storage] | None:
+    url = config.storage_url
+    if not url.startswith(SCHEME):
+        return None
+    path = url.removeprefix(SCHEME + "/")
+    if not path or path == url or path == ":memory:":
+        raise OperatorError(
+            f"storage.url: {url} names no file; write sqlite:///PATH, or memory:// to keep nothing"
+        )
+    return open_sqlite(Path(path), node_id)
+
+
+@asynccontextmanager
+async def open_sqlite(
+    path: Path, node_id: str | None, *, busy_timeout: Micros = BUSY_TIMEOUT
+) -> AsyncIterator[Storage]:
+    """The storage in the file at `path`, which is made if it is missing.
+
+    With a `node_id` the file is held against other nodes; without, it is only visited.
+    """
+    with _held(path, node_id):
+        writer = _engine(path, busy_timeout, writes=True)
+        readers = _engine(path, busy_timeout, writes=False)
+        await trio.to_thread.run_sync(_prepare, writer, path, busy_timeout)
+        try:
+            async with open_sql_storage(writer, readers) as storage:
+                yield storage
+        finally:
+            if node_id is not None:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(_checkpoint, path)
+
+
+@contextmanager
+def _held(path: Path, node_id: str | None) -> Iterator[None]:
+    """Make the files, and hold the lock if we are a node."""
+    directory = path.absolute().parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Payloads and sealed secrets are nobody else's business; SQLite gives the files that it
+        # adds the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise OperatorError(
+            f"state directory {directory} is not writable: {error.filename}: {error.strerror}"
+        ) from error
+    try:
+        if node_id is not None:
+            _lock(path, lock)
+        yield
+    finally:
+        # Closing ends the lock. The file stays: removing it would let two nodes lock two files
+        # of one name.
+        os.close(lock)
+
+
+def _lock(path: Path, lock: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise StorageInUse(
+            f"{path} is in use by another primeflowd (process {holder}); stop that one, or set "
+            "storage.url to a file of its own"
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _engine(path: Path, busy_timeout: Micros, *, writes: bool) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        # The writer keeps one connection and decides itself when to open another.
+        poolclass=NullPool if writes else QueuePool,
+        **({} if writes else {"pool_size": READERS, "max_overflow": 0}),
+        # isolation_level None keeps sqlite3 from beginning transactions when it sees fit, which is
+        # never before a SELECT: we begin them ourselves, see below.
+        connect_args={
+            "isolation_level": None,
+            "check_same_thread": False,
+            "timeout": busy_timeout / SECOND,
+        },
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: sqlite3.Connection, _: object) -> None:
+        # No mmap_size: with it a failing disk would kill the process with SIGBUS.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        if writes:
+            connection.execute("PRAGMA cache_size = -16384")
+            connection.execute("PRAGMA journal_size_limit = 67108864")
+        else:
+            connection.execute("PRAGMA query_only = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # IMMEDIATE takes the write lock at once: a transaction that reads first could not get it
+        # later if another process wrote in between.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _prepare(writer: Engine, path: Path, busy_timeout: Micros) -> None:
+    if sqlite3.sqlite_version_info < OLDEST:
+        raise OperatorError(
+            f"SQLite {sqlite3.sqlite_version} is too old; {'.'.join(map(str, OLDEST))} is needed"
+        )
+    try:
+        _set_wal(path, busy_timeout)
+        schema.bring_up_to_date(writer, str(path))
+    except (DBAPIError, sqlite3.Error) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise OperatorError(f"{path} cannot be opened as a SQLite database: {reason}") from error
+
+
+def _set_wal(path: Path, busy_timeout: Micros) -> None:
+    """Put the file into WAL mode; it stays so. Nothing to do but for a new file."""
+    deadline = time.monotonic() + busy_timeout / SECOND
+    with closing(sqlite3.connect(path, timeout=busy_timeout / SECOND)) as connection:
+        while True:
+            try:
+                (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                break
+            except sqlite3.OperationalError as error:
+                # Two processes that open a new file at once: SQLite does not wait here by itself.
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+    if mode != "wal":
+        raise OperatorError(
+            f"{path} cannot be put into WAL mode (it is in mode {mode}); its file system lacks "
+            "shared memory: use a local one"
+        )
+
+
+def _checkpoint(path: Path) -> None:
+    """Move the write-ahead log into the file, so that a backup of the file alone is complete.
+
+    SQLite does it by itself when the last connection closes; this is for when a visitor stays.
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=1)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

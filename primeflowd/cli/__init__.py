@@ -1,0 +1,42 @@
+"""The command line: one module per group of commands.
+
+Commands print results on standard output and everything else on standard error. What an operator
+can mend is raised as OperatorError and printed by `__main__`.
+"""
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+from primeflowd import __version__
+
+_COMMANDS: Final = {
+    "run": "primeflowd.cli.run:run",
+    "init": "primeflowd.cli.configuration:init",
+    "check-config": "primeflowd.cli.configuration:check_config",
+    "keys": "primeflowd.cli.keys:keys",
+    "secrets": "primeflowd.cli.secrets:secrets",
+    "demo": "primeflowd.cli.demo:demo",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is named: `--version` and typing errors need not load Trio."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="primeflowd", message="%(prog)s %(version)s")
+def primeflowd() -> None:
+    """Deliver batch callbacks: signed, frozen, retried, on record, never lost."""

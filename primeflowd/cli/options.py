@@ -1,0 +1,45 @@
+"""The `--config` option, and which configuration it means."""
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from primeflowd import config
+from primeflowd.config import Config
+
+config_option: Final = click.option(
+    "--config",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Configuration file. Without it: the first of "
+    + ", ".join(str(path) for path in config.DEFAULT_PATHS)
+    + " that exists, else the built-in defaults.",
+)
+
+BUILT_IN: Final = "built-in defaults"
+
+
+def load_config(given: Path | None) -> tuple[Config, str]:
+    """The configuration and where it comes from, for people.
+
+    Raises:
+        ConfigError: the file cannot be read or holds a setting that is not allowed.
+    """
+    path = given or next(filter(_is_there, config.DEFAULT_PATHS), None)
+    if path is None:
+        return Config(), BUILT_IN
+    return config.load(path), str(path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        # There, perhaps, but not for us. To run with the defaults instead would be a nasty
+        # surprise; loading it says what is wrong.
+        return True
+    return True

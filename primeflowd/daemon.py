@@ -1,0 +1,242 @@
+"""The daemon: one nursery runs the HTTP API, the scheduler and the sender pool.
+
+Reads as a table of contents: open storage, start the services, wait for a signal, drain. No
+service is supervised: one that raises is a bug, brings the nursery down and ends the process with
+a non-zero exit code, for systemd to start it again. What is in storage carries on from there.
+
+Drain (contract section 8), with one deadline for all of it:
+    readiness red, intake closed -> scheduler stopped, destination queues closed -> wait for the
+    busy senders -> cut the rest short, on record -> give all claims back -> API and storage close.
+A second signal jumps to the cut.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+
+from primeflowd.announcer import Announcer
+from primeflowd.api.app import create_app
+from primeflowd.api.server import serve
+from primeflowd.api.services import Services
+from primeflowd.clock import SystemClock
+from primeflowd.config import Config, parse_bind
+from primeflowd.destinations import Destinations
+from primeflowd.errors import StorageUnavailable
+from primeflowd.hookspecs import Storage
+from primeflowd.housekeeping import Housekeeping
+from primeflowd.intake import Intake
+from primeflowd.keyring import Keyring, load_or_create
+from primeflowd.keyring import check as check_master_key
+from primeflowd.model import new_id
+from primeflowd.plugins import Plugins
+from primeflowd.recovery import Recoveries
+from primeflowd.scheduler import Scheduler
+from primeflowd.sender import Senders
+from primeflowd.signing import Signatures
+from primeflowd.transport import Transport
+
+log = structlog.get_logger()
+
+# Besides the deadline for attempts, what the last commits and the API's open requests may take.
+_CLOSING = 5.0
+
+
+class Daemon:
+    """The parts of one running node, wired together. Made once storage is open."""
+
+    def __init__(
+        self, config: Config, node_id: str, storage: Storage, keyring: Keyring, plugins: Plugins
+    ) -> None:
+        self.config = config
+        self.node_id = node_id
+        self.storage = storage
+        self.clock = clock = SystemClock()
+        settings = config.delivery
+        self.destinations = Destinations(settings)
+        self.scheduler = Scheduler(storage, self.destinations, clock, settings, node_id)
+        self.intake = Intake(storage, self.scheduler, clock, config)
+        self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
+        self.transport = Transport(settings, clock)
+        self.announcer = Announcer(plugins.recorded)
+        self.senders = Senders(
+            storage=storage,
+            destinations=self.destinations,
+            scheduler=self.scheduler,
+            signatures=self.signatures,
+            transport=self.transport,
+            classify=plugins.classify,
+            on_recorded=self.announcer.tell,
+            clock=clock,
+            settings=settings,
+            node_id=node_id,
+        )
+        self.recoveries = Recoveries(storage, self.intake, settings)
+        self.housekeeping = Housekeeping(storage, self.signatures, clock)
+        self.services = Services(
+            storage=storage,
+            intake=self.intake,
+            config=config,
+            clock=clock,
+            keyring=keyring,
+            delivering=self.senders.is_sending,
+            not_ready=self.not_ready,
+            statistics=self.statistics,
+            secrets_changed=self.signatures.forget,
+            recovery_started=self.recoveries.rouse,
+        )
+        self._running = False
+
+    def not_ready(self) -> str | None:
+        """Why /readyz is red, or None."""
+        if self.intake.closed:
+            return "draining"
+        if not self._running:
+            return "starting"
+        if not self.storage.statistics().healthy:
+            return "storage is unavailable"
+        return None
+
+    def statistics(self) -> dict[str, Any]:
+        """What /v1/stats shows of this node."""
+        storage = self.storage.statistics()
+        return {
+            "node_id": self.node_id,
+            "held": len(self.scheduler),
+            "waiting": self.scheduler.waiting(),
+            "due": len(self.destinations),
+            "sending": self.senders.busy,
+            "storage_healthy": storage.healthy,
+            "storage_backlog": storage.backlog,
+            "commits": storage.commits,
+            "operations": storage.operations,
+        }
+
+    async def run(self) -> None:
+        """Serve until a signal, then drain.
+
+        Raises:
+            OperatorError: the address cannot be listened on.
+        """
+        api_closing = trio.Event()
+        app = create_app(self.services)
+        async with trio.open_nursery() as nursery, _signals(nursery) as (asked, hurried):
+            with_scope = partial(_start_scoped, nursery)
+            bound = await nursery.start(serve, app, parse_bind(self.config.api.bind), api_closing)
+            scheduling = with_scope(self.scheduler.run)
+            chores = [with_scope(self.recoveries.run), with_scope(self.housekeeping.run)]
+            nursery.start_soon(self.announcer.run)
+            sent = trio.Event()
+            sending = with_scope(partial(_then_set, self.senders.run, sent))
+            self._running = True
+            log.info("daemon_ready", url=bound[0], node_id=self.node_id)
+
+            await asked.wait()
+            log.info("drain_started", sending=self.senders.busy)
+            self.intake.close()
+            for scope in chores:
+                scope.cancel()
+            self.scheduler.close()
+            scheduling.cancel()
+            self.destinations.close()
+            await _first(sent.wait, hurried.wait, timeout=self.config.drain.deadline.seconds)
+            cut = self.senders.busy
+            sending.cancel()
+            await sent.wait()
+            with trio.move_on_after(_CLOSING):
+                await self._release()
+            api_closing.set()
+            self.announcer.close()
+            log.info("drain_finished", cut_short=cut)
+            nursery.cancel_scope.deadline = trio.current_time() + _CLOSING
+
+    async def _release(self) -> None:
+        """Give every claim back, so that another node, or this one restarted, takes over at once."""
+        try:
+            await self.signatures.flush_last_used()
+            await self.storage.write(lambda tx: tx.release(self.node_id, None))
+        except StorageUnavailable as error:
+            # The next start frees them just as well.
+            log.warning("claims_not_released", error=str(error))
+
+
+async def run(config: Config) -> None:
+    """Run a daemon from start to drained.
+
+    Raises:
+        OperatorError: the host or the configuration is wrong; see errors.py.
+    """
+    plugins = Plugins(config)
+    node_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-8:]}"
+    async with plugins.open_storage(config, node_id) as storage:
+        keyring, created = load_or_create(config)
+        # Before anything else touches storage: a wrong key must change nothing.
+        await storage.write(partial(check_master_key, keyring))
+        if created is not None:
+            log.info(
+                "master_key_created", path=str(created), hint="back it up, apart from the database"
+            )
+        freed = await storage.write(lambda tx: tx.release_lost(node_id))
+        if freed:
+            log.info("claims_recovered", deliveries=freed)
+        daemon = Daemon(config, node_id, storage, keyring, plugins)
+        try:
+            await daemon.run()
+        finally:
+            with trio.move_on_after(_CLOSING, shield=True):
+                await daemon.transport.aclose()
+
+
+@asynccontextmanager
+async def _signals(nursery: trio.Nursery) -> AsyncIterator[tuple[trio.Event, trio.Event]]:
+    """Events for the first and the second SIGTERM or SIGINT."""
+    asked, hurried = trio.Event(), trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+
+        async def watch() -> None:
+            async for _ in received:
+                if asked.is_set():
+                    hurried.set()
+                asked.set()
+
+        scope = _start_scoped(nursery, watch)
+        yield asked, hurried
+        scope.cancel()
+
+
+def _start_scoped(nursery: trio.Nursery, service: Callable[[], Awaitable[None]]) -> trio.CancelScope:
+    """Start a service that can be cancelled apart from the others."""
+    scope = trio.CancelScope()
+
+    async def scoped() -> None:
+        with scope:
+            await service()
+
+    nursery.start_soon(scoped)
+    return scope
+
+
+async def _then_set(service: Callable[[], Awaitable[None]], ended: trio.Event) -> None:
+    try:
+        await service()
+    finally:
+        ended.set()
+
+
+async def _first(*waits: Callable[[], Awaitable[None]], timeout: float) -> None:
+    """Return when the first of `waits` does, or after `timeout` seconds."""
+    with trio.move_on_after(timeout):
+        async with trio.open_nursery() as nursery:
+
+            async def one(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            for wait in waits:
+                nursery.start_soon(one, wait)

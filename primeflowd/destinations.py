@@ -1,0 +1,277 @@
+"""Per-destination queues: who is sent to next, and how many attempts each may have at once.
+
+Owns, for each destination (scheme, host and port), the deliveries that are due now, a concurrency
+window, and whether it is suspended. Guarantees that destinations take turns (round robin), so that
+one with a thousand due deliveries delays another by one round at most, and that no destination has
+more attempts under way than its window.
+
+The window follows Postfix's queue manager: it opens by one for every window's worth of successes
+(slow start from `window_initial`) and closes likewise on failures, down to 1. A window's worth of
+failures without a success is a *failed cohort*; after `suspend_after` of them the destination is
+suspended. When the suspension ends, a single attempt probes it: success reopens it at
+`window_initial`, failure suspends it again for twice as long, up to `suspend_max`. Attempts that
+were under way when it was suspended decide nothing any more, however late they end.
+
+Only `take` blocks. Source of the scheme: Postfix SCHEDULER_README.
+"""
+
+from collections import deque
+from collections.abc import Collection
+from heapq import heappop, heappush
+from typing import Literal, TypeAlias
+
+import msgspec
+import trio
+
+from primeflowd.config import DeliverySettings
+from primeflowd.instants import Micros
+from primeflowd.model import Delivery
+
+Change: TypeAlias = Literal["suspended", "recovered"]
+"""What the end of an attempt may mean for its destination."""
+
+# Idle destinations are forgotten beyond this many; what is lost is a learnt window.
+_REMEMBERED = 4096
+
+
+class Held:
+    """A delivery in memory, claimed by this node.
+
+    Attributes:
+        body: the payload while it is kept; None means that the sender reads it from storage.
+        dropped: a person ended it while a sender had it; it must not be started again.
+        era: how often its destination had been suspended when it was taken.
+    """
+
+    __slots__ = ("body", "delivery", "dropped", "era")
+
+    def __init__(self, delivery: Delivery, body: bytes | None) -> None:
+        self.delivery = delivery
+        self.body = body
+        self.dropped = False
+        self.era = 0
+
+
+class DestinationStatistics(msgspec.Struct, frozen=True):
+    """`window` is the number of attempts allowed at once; `suspended_until` None if it is not."""
+
+    queued: int
+    in_flight: int
+    window: int
+    suspended_until: Micros | None
+
+
+class _Destination:
+    __slots__ = (
+        "era",
+        "failed_cohorts",
+        "in_flight",
+        "in_ring",
+        "name",
+        "probing",
+        "queue",
+        "suspended_until",
+        "suspension",
+        "window",
+    )
+
+    def __init__(self, name: str, window: float) -> None:
+        self.name = name
+        self.queue: deque[Held] = deque()
+        self.in_flight = 0
+        self.window = window
+        self.failed_cohorts = 0.0
+        self.era = 0
+        self.suspended_until: Micros | None = None
+        self.suspension: Micros = 0
+        self.probing = False
+        self.in_ring = False
+
+    def allowed(self) -> int:
+        if self.suspended_until is not None:
+            return 0
+        return 1 if self.probing else int(self.window)
+
+    def cohort(self) -> float:
+        """The part of a window's worth of attempts that one attempt makes."""
+        return 1 / int(self.window)
+
+    def eligible(self) -> bool:
+        return bool(self.queue) and self.in_flight < self.allowed()
+
+
+class Destinations:
+    """The due deliveries of all destinations, handed out fairly."""
+
+    def __init__(self, settings: DeliverySettings) -> None:
+        # More than a quarter of the pool for one destination would leave too little for others
+        # while it hangs; a pool too small for that shares as well as it can.
+        ceiling = max(1, settings.concurrency // 4)
+        self._initial = float(min(settings.window_initial, ceiling))
+        self._max = float(min(max(settings.window_max, settings.window_initial), ceiling))
+        self._suspend_after = settings.suspend_after
+        self._suspend_min = settings.suspend_min.micros
+        self._suspend_max = settings.suspend_max.micros
+        self._destinations: dict[str, _Destination] = {}
+        # Suspended, or being probed.
+        self._ill: dict[str, _Destination] = {}
+        # The suspended ones by when that ends; each is in here once.
+        self._reopenings: list[tuple[Micros, str]] = []
+        self._forget_at = _REMEMBERED
+        # Destinations that may be eligible, in the order of their turns.
+        self._ring: deque[_Destination] = deque()
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._queued = 0
+        self._closed = False
+
+    def put(self, held: Held) -> None:
+        """Queue a delivery that is due."""
+        name = held.delivery.destination
+        destination = self._destinations.get(name)
+        if destination is None:
+            if len(self._destinations) >= self._forget_at:
+                self._forget_idle()
+            destination = self._destinations[name] = _Destination(name, self._initial)
+        destination.queue.append(held)
+        self._queued += 1
+        self._offer(destination)
+
+    async def take(self) -> Held | None:
+        """The next delivery to attempt, from the destination whose turn it is.
+
+        The caller must call `done` with it afterwards. None means closed. Blocks while nothing is
+        eligible; cancellation takes nothing. Does not always checkpoint.
+        """
+        while not self._closed:
+            while self._ring:
+                destination = self._ring.popleft()
+                destination.in_ring = False
+                if not destination.eligible():
+                    continue
+                held = destination.queue.popleft()
+                self._queued -= 1
+                destination.in_flight += 1
+                held.era = destination.era
+                # One more may start: pass the turn on, and wake the next sender for it.
+                self._offer(destination)
+                return held
+            await self._waiting.park()
+        return None
+
+    def done(self, held: Held, failed: bool | None, now: Micros) -> Change | None:
+        """An attempt has ended; what that changed for its destination, None if nothing.
+
+        Args:
+            failed: whether the destination looked ill; None says nothing about it (the attempt
+                was cut short, or never reached the network).
+        """
+        destination = self._destinations[held.delivery.destination]
+        destination.in_flight -= 1
+        change: Change | None = None
+        # Under way since before the last suspension, it says nothing new, and is not the probe.
+        if failed is not None and held.era == destination.era:
+            change = self._failed(destination, now) if failed else self._succeeded(destination)
+        self._offer(destination)
+        return change
+
+    def remove(self, held: Held) -> bool:
+        """Take a delivery out of its queue; False if a sender has it already."""
+        destination = self._destinations.get(held.delivery.destination)
+        if destination is None:
+            return False
+        try:
+            destination.queue.remove(held)
+        except ValueError:
+            return False
+        self._queued -= 1
+        return True
+
+    def ill(self) -> Collection[str]:
+        """The destinations that are suspended or being probed. Any thread may look one up."""
+        return self._ill.keys()
+
+    def shed(self, name: str, keep: int) -> list[Held]:
+        """Take out what is queued for a destination beyond its first `keep` deliveries."""
+        queue = self._destinations[name].queue
+        shed = [queue.pop() for _ in range(len(queue) - keep)]
+        self._queued -= len(shed)
+        return shed
+
+    def reopen(self, now: Micros) -> list[str]:
+        """End the suspensions that are over, each with a probe; the destinations' names."""
+        over: list[str] = []
+        # Further off than any suspension is long: the clock was set back, and we do not wait for
+        # it to catch up.
+        while self._reopenings and not now < self._reopenings[0][0] <= now + self._suspend_max:
+            _, name = heappop(self._reopenings)
+            destination = self._destinations[name]
+            destination.suspended_until = None
+            destination.probing = True
+            self._offer(destination)
+            over.append(name)
+        return over
+
+    def next_reopening(self) -> Micros | None:
+        """When the first suspension ends, None if there is none."""
+        return self._reopenings[0][0] if self._reopenings else None
+
+    def close(self) -> None:
+        """Hand out nothing more; every `take` returns None."""
+        self._closed = True
+        self._waiting.unpark_all()
+
+    def __len__(self) -> int:
+        return self._queued
+
+    def statistics(self) -> dict[str, DestinationStatistics]:
+        """What each known destination is doing."""
+        return {
+            name: DestinationStatistics(len(d.queue), d.in_flight, d.allowed(), d.suspended_until)
+            for name, d in self._destinations.items()
+        }
+
+    def _offer(self, destination: _Destination) -> None:
+        """Give a destination its turn if it may have one, and wake a sender for it."""
+        if destination.eligible():
+            if not destination.in_ring:
+                destination.in_ring = True
+                self._ring.append(destination)
+            self._waiting.unpark()
+
+    def _succeeded(self, destination: _Destination) -> Change | None:
+        destination.failed_cohorts = 0.0
+        if not destination.probing:
+            destination.window = min(self._max, destination.window + destination.cohort())
+            return None
+        destination.probing = False
+        destination.suspension = 0
+        destination.window = self._initial
+        del self._ill[destination.name]
+        return "recovered"
+
+    def _failed(self, destination: _Destination, now: Micros) -> Change | None:
+        destination.failed_cohorts += destination.cohort()
+        destination.window = max(1.0, destination.window - destination.cohort())
+        if not destination.probing and destination.failed_cohorts < self._suspend_after:
+            return None
+        destination.probing = False
+        destination.era += 1
+        destination.suspension = min(
+            self._suspend_max, destination.suspension * 2 or self._suspend_min
+        )
+        destination.suspended_until = now + destination.suspension
+        heappush(self._reopenings, (destination.suspended_until, destination.name))
+        self._ill[destination.name] = destination
+        return "suspended"
+
+    def _forget_idle(self) -> None:
+        idle = [
+            name
+            for name, d in self._destinations.items()
+            if not d.queue and not d.in_flight and d.suspended_until is None
+        ]
+        for name in idle:
+            del self._destinations[name]
+            self._ill.pop(name, None)
+        # Where few are idle, not again for each new one: that would take time by the square.
+        self._forget_at = max(_REMEMBERED, 2 * len(self._destinations))

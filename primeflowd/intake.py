@@ -1,0 +1,89 @@
+"""The way in: admission control, a durable transaction, and scheduling on its commit.
+
+Every change that a client asks for goes through `Intake.perform`. It guarantees that nothing is
+answered before it is durable, and that what a commit created is scheduled by the commit itself:
+a client that hangs up cancels the task that waits, never the consequences.
+
+Blocks on the group commit. Fails with Overloaded or Draining (nothing was tried), with
+StorageUnavailable (nothing is stored) and with whatever the operation raises.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from primeflowd.clock import Clock
+from primeflowd.config import Config
+from primeflowd.errors import Draining, Overloaded
+from primeflowd.hookspecs import Storage, Tx
+from primeflowd.model import Delivery
+from primeflowd.unit import Unit
+
+T = TypeVar("T")
+
+
+class Schedule(Protocol):
+    """What intake needs of the scheduler. Plain calls in the Trio thread, but for `node_for`."""
+
+    def node_for(self, destination: str) -> str | None:
+        """This node's id if it has room for another delivery to `destination`. Any thread."""
+        ...
+
+    def admit(self, delivery: Delivery, body: bytes | None) -> None: ...
+    def drop(self, delivery_id: str) -> None: ...
+    def hasten(self, delivery: Delivery) -> None: ...
+
+
+class Intake:
+    """Admits operations, commits them, schedules what they made."""
+
+    def __init__(self, storage: Storage, schedule: Schedule, clock: Clock, config: Config) -> None:
+        self._storage = storage
+        self._schedule = schedule
+        self._clock = clock
+        self._default_policy = config.delivery.default_policy
+        self._max_backlog = config.storage.max_backlog
+        self._closed = False
+
+    def close(self) -> None:
+        """Refuse everything from now on, with Draining."""
+        self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    async def perform(self, operation: Callable[[Unit], T]) -> T:
+        """Run `operation` in a transaction; return its result once it is durable.
+
+        `operation` may run more than once, each time on a fresh Unit; see Storage.write.
+
+        Raises:
+            Draining, Overloaded: not tried.
+            StorageUnavailable: tried, and nothing of it is stored.
+        """
+        if self._closed:
+            raise Draining("this node is shutting down", retry_after=1)
+        if self._storage.statistics().backlog >= self._max_backlog:
+            raise Overloaded("too many writes are waiting to be stored", retry_after=1)
+
+        def function(tx: Tx) -> tuple[T, Unit]:
+            unit = Unit(
+                tx=tx,
+                now=self._clock.now(),
+                default_policy=self._default_policy,
+                node_for=self._schedule.node_for,
+            )
+            return operation(unit), unit
+
+        result, _ = await self._storage.write(function, self._committed)
+        return result
+
+    def _committed(self, done: tuple[object, Unit]) -> None:
+        _, unit = done
+        for delivery, body in unit.made:
+            if delivery.claimed_by is not None:
+                self._schedule.admit(delivery, body)
+        for delivery_id in unit.dropped:
+            self._schedule.drop(delivery_id)
+        for delivery in unit.hastened:
+            self._schedule.hasten(delivery)

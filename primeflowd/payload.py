@@ -1,0 +1,156 @@
+"""The frozen payload of a callback, and the canonical form of the JSON in it. Pure.
+
+Owns contract 4.2 to 4.4 and the checks of 2.10 that a JSON decoder leaves to us. What a client
+sent as `metadata`, `output` and the like is never parsed into values, because values forget how a
+number was spelt; it is rewritten as bytes, token by token. Fails with InvalidJson only.
+"""
+
+from array import array
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Final
+
+import msgspec
+
+from primeflowd.instants import MILLISECOND, to_datetime
+from primeflowd.model import TERMINAL_BATCH, Batch, Item
+
+MAX_DEPTH: Final = 100
+"""Arrays and objects within each other; a document of one scalar has depth 0."""
+
+_QUOTE: Final = b'"'
+# Brackets become the signed bytes +1 and -1, so that their running sum is the depth.
+_AS_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NEITHER_STEP_NOR_QUOTE: Final = bytes(set(range(256)) - set(b'[{]}"'))
+
+# Raw: checks the whole grammar, lone surrogates in escapes too, and builds no values.
+_grammar: Final = msgspec.json.Decoder(msgspec.Raw)
+_string: Final = msgspec.json.Decoder(str)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class InvalidJson(ValueError):
+    """The bytes are no JSON that primeflowd takes; the message says why."""
+
+
+def check_document(body: bytes) -> None:
+    """Check what msgspec does not: UTF-8 in parts that it skips, and the depth of nesting.
+
+    Says nothing about the grammar. Call it before decoding: what it lets through, malformed or
+    not, does not exhaust the decoder's stack.
+
+    Raises:
+        InvalidJson: not UTF-8, or nested deeper than MAX_DEPTH.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidJson(f"not UTF-8 at byte {error.start}") from error
+    # Nearly every body has too few brackets to be too deep, however they are arranged.
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise InvalidJson(f"nested deeper than {MAX_DEPTH}")
+
+
+def canonical(raw: bytes) -> bytes:
+    """One JSON value as compact UTF-8; order of keys and spelling of numbers stay (contract 4.4).
+
+    No space outside strings. In strings only what must be is escaped: the quote, the backslash
+    and control characters. Keys that occur twice stay twice.
+
+    Raises:
+        InvalidJson: as for check_document, or not one value of the grammar of RFC 8259, or a lone
+            surrogate in an escape.
+    """
+    check_document(raw)
+    try:
+        _grammar.decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidJson(str(error)) from error
+    if b"\\" in raw:
+        parts = _split(raw)
+        parts[1::2] = [_unescaped(text) if b"\\" in text else text for text in parts[1::2]]
+    elif b" " in raw or b"\n" in raw or b"\t" in raw or b"\r" in raw:
+        parts = _split(raw)
+    else:
+        return raw
+    parts[::2] = [between.translate(None, b" \t\n\r") for between in parts[::2]]
+    return _QUOTE.join(parts)
+
+
+def freeze(batch: Batch) -> bytes:
+    """The payload of an ended batch: the very bytes that are signed and sent (contract 4.2-4.5).
+
+    `batch.output` and `batch.metadata` are canonical already, and are copied.
+    """
+    assert batch.completed_at is not None
+    assert batch.status in TERMINAL_BATCH
+    status = batch.status.encode()
+    return (
+        b'{"event":"batch.%b","batch_id":"%b","status":"%b","output":%b,"duration_ms":%d,'
+        b'"created_at":"%b","completed_at":"%b","metadata":%b}'
+    ) % (
+        status,
+        batch.id.encode(),
+        status,
+        _or_null(batch.output),
+        # A client's `completed_at` may lie before our `created_at`.
+        max(0, batch.completed_at - batch.created_at) // MILLISECOND,
+        to_datetime(batch.created_at).isoformat().encode(),
+        to_datetime(batch.completed_at).isoformat().encode(),
+        _or_null(batch.metadata),
+    )
+
+
+def items_output(
+    items: Iterable[Item], succeeded: int, failed: int, cancelled: int, total: int
+) -> bytes:
+    """The `output` of a batch whose items were reported, in canonical form (contract 4.2)."""
+    return b'{"items":[%b],"succeeded":%d,"failed":%d,"cancelled":%d,"total":%d}' % (
+        b",".join(map(_item, items)),
+        succeeded,
+        failed,
+        cancelled,
+        total,
+    )
+
+
+def _item(item: Item) -> bytes:
+    return (b'{"sequence_index":%d,"client_ref":%b,"status_code":"%b","output":%b,"error":%b}') % (
+        item.sequence_index,
+        _encode(item.client_ref),
+        item.status.encode(),
+        _or_null(item.output),
+        _or_null(item.error),
+    )
+
+
+def _or_null(value: bytes | None) -> bytes:
+    return b"null" if value is None else value
+
+
+def _split(document: bytes) -> list[bytes]:
+    """What lies before, in, between and after the strings: those at the odd indexes, unquoted."""
+    return _plain_quotes(document).split(_QUOTE)
+
+
+def _plain_quotes(document: bytes) -> bytes:
+    r"""The same document, in which every quote opens or closes a string.
+
+    Escaped quotes and backslashes are spelt as code points. Backslashes first: in `\\"` it is the
+    backslash that is escaped, and the quote ends the string.
+    """
+    if b"\\" not in document:
+        return document
+    return document.replace(b"\\\\", b"\\u005c").replace(b'\\"', b"\\u0022")
+
+
+def _unescaped(text: bytes) -> bytes:
+    """The inside of a string, with the fewest escapes."""
+    return _encode(_string.decode(b'"%b"' % text))[1:-1]
+
+
+def _depth(document: bytes) -> int:
+    """Depth of nesting, in time linear in the length."""
+    steps = _plain_quotes(document).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
+    outside_strings = b"".join(steps.split(_QUOTE)[::2])
+    return max(accumulate(array("b", outside_strings)), default=0)

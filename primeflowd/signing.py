@@ -1,0 +1,273 @@
+"""What a sender needs to sign a callback: the org's secrets, and the headers of all signers.
+
+The plain secrets of recently used orgs are held in memory for a second, so that signing costs no
+storage read in the rule. A change made through this process is seen at once (`forget`), one made
+by another node within that second.
+
+Blocks on: one storage read per org and second, shared by all senders that wait for it.
+"""
+
+import copy
+import re
+import traceback
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Final
+
+import msgspec
+import trio
+
+from primeflowd.clock import Clock
+from primeflowd.errors import MasterKeyError, PrimeflowdError, StorageUnavailable
+from primeflowd.hookspecs import Signer, SigningRequest, Storage, Tx
+from primeflowd.instants import MINUTE, SECOND, Micros
+from primeflowd.keyring import Keyring
+from primeflowd.model import Delivery, SigningSecret
+from primeflowd.signing_secrets import plain_text
+
+MAX_ORGS: Final = 4096
+"""Orgs whose secrets are held; the one that was not used for longest makes room."""
+
+_JOINED: Final = "webhook-signature"
+# The exchange itself and contract 6.4: a signer that set one of these would change what is sent.
+_RESERVED: Final = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "primeflow-attempt",
+        "primeflow-delivery-id",
+        "primeflow-request-id",
+        "transfer-encoding",
+        "user-agent",
+    }
+)
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+
+
+class SigningFailed(PrimeflowdError):
+    """A signer, or the secret it was to use, is broken; the operator mends the plugin it names.
+
+    Ends an attempt with `internal_error`. The message does not repeat what a plugin's exception
+    said, because that may hold the secret; it says where it was raised.
+    """
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(name, cause)
+        self.name = name
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.cause}"
+
+
+class Signed(msgspec.Struct, frozen=True):
+    """Headers to add, and the secret that they were made with first; none for an unsigned one."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    secret_id: str | None = None
+
+
+class _Secret(msgspec.Struct, frozen=True):
+    id: str
+    plain: str
+
+    def __repr__(self) -> str:
+        return f"_Secret(id={self.id})"
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """An org's enabled secrets, the current one first; `until` on Trio's clock."""
+
+    secrets: tuple[_Secret, ...]
+    until: float
+
+
+class _Reading:
+    """A storage read under way for one org, and what became of it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.secrets: tuple[_Secret, ...] | None = None
+        self.failure: PrimeflowdError | None = None
+
+
+class Signatures:
+    """Signs callbacks. For use in Trio tasks only."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyring: Keyring,
+        signers: Sequence[Signer],
+        clock: Clock,
+        ttl: float = 1.0,
+        max_orgs: int = MAX_ORGS,
+    ) -> None:
+        self._storage = storage
+        self._keyring = keyring
+        self._signers = tuple(signers)
+        self._clock = clock
+        self._ttl = ttl
+        self._max_orgs = max_orgs
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._readings: dict[str, _Reading] = {}
+        self._used: dict[tuple[str, str], Micros] = {}
+
+    async def sign(self, delivery: Delivery, attempt_id: str, body: bytes) -> Signed:
+        """The headers of this attempt; unsigned where the org has no enabled secret (6.3).
+
+        A checkpoint only if the org's secrets are not held.
+
+        Raises:
+            SigningFailed: a signer raised or gave unusable headers, or a secret does not open.
+            StorageUnavailable: the secrets cannot be read; nothing was decided.
+        """
+        if not self._signers:
+            return Signed()
+        secrets = await self._secrets_of(delivery.org_id)
+        if not secrets:
+            return Signed()
+        # Stable: the pinned one first, then the current one and the others.
+        secrets = tuple(sorted(secrets, key=lambda secret: secret.id != delivery.signing_secret_id))
+        now = self._clock.now()
+        request = SigningRequest(
+            batch_id=delivery.batch_id,
+            delivery_id=delivery.id,
+            attempt_id=attempt_id,
+            timestamp=now // SECOND,
+            body=body,
+            secrets=tuple(secret.plain for secret in secrets),
+        )
+        headers: dict[str, tuple[str, str]] = {}
+        for signer in self._signers:
+            _add(headers, signer.name, _headers_by(signer, request))
+        self._used[delivery.org_id, secrets[0].id] = now
+        return Signed(tuple(headers.values()), secrets[0].id)
+
+    def forget(self, org_id: str) -> None:
+        """Read this org's secrets anew at the next attempt; call it once a change is committed."""
+        self._held.pop(org_id, None)
+        # A read under way may have begun before the change: those who wait for it may have its
+        # answer, but it must not be held.
+        self._readings.pop(org_id, None)
+
+    async def flush_last_used(self) -> None:
+        """Write down when secrets were last used, each at most once a minute, in one transaction.
+
+        What is not written, for that reason or because the storage fails, is kept for next time.
+
+        Raises:
+            StorageUnavailable: nothing was written.
+        """
+        used, now = dict(self._used), self._clock.now()
+        if not used:
+            return
+
+        def write(tx: Tx) -> list[tuple[str, str]]:
+            settled = []
+            for (org_id, secret_id), instant in used.items():
+                secret = tx.secret(org_id, secret_id)
+                last = secret.last_used_at if secret is not None else None
+                if last is not None and last < instant and now < last + MINUTE:
+                    continue
+                if secret is not None and (last is None or last < instant):
+                    tx.put_secret(msgspec.structs.replace(secret, last_used_at=instant))
+                settled.append((org_id, secret_id))
+            return settled
+
+        for key in await self._storage.write(write):
+            # Used again meanwhile: stays for the next time.
+            if self._used.get(key) == used[key]:
+                del self._used[key]
+
+    async def _secrets_of(self, org_id: str) -> tuple[_Secret, ...]:
+        while True:
+            held = self._held.get(org_id)
+            if held is not None and trio.current_time() < held.until:
+                self._held.move_to_end(org_id)
+                return held.secrets
+            reading = self._readings.get(org_id)
+            if reading is None:
+                return await self._read(org_id)
+            await reading.done.wait()
+            if reading.secrets is not None:
+                return reading.secrets
+            if reading.failure is not None:
+                # A copy: one exception raised in many tasks would mix up their tracebacks.
+                raise copy.copy(reading.failure) from reading.failure
+            # Else the task that read was cancelled, and one of us takes over.
+
+    async def _read(self, org_id: str) -> tuple[_Secret, ...]:
+        reading = self._readings[org_id] = _Reading()
+        # From the start of the read on: the snapshot may be as old as that.
+        until = trio.current_time() + self._ttl
+        try:
+            rows = await self._storage.read(lambda tx: tx.secrets(org_id))
+            secrets = reading.secrets = self._open(rows)
+        except (StorageUnavailable, SigningFailed) as error:
+            reading.failure = error
+            raise
+        finally:
+            reading.done.set()
+            wanted = self._readings.get(org_id) is reading
+            if wanted:
+                del self._readings[org_id]
+        if wanted:
+            self._held[org_id] = _Held(secrets, until)
+            self._held.move_to_end(org_id)
+            if len(self._held) > self._max_orgs:
+                self._held.popitem(last=False)
+        return secrets
+
+    def _open(self, rows: Sequence[SigningSecret]) -> tuple[_Secret, ...]:
+        enabled = [row for row in rows if row.disabled_at is None]
+        enabled.sort(key=lambda row: not row.is_current)
+        try:
+            return tuple(_Secret(row.id, plain_text(self._keyring, row)) for row in enabled)
+        except MasterKeyError as error:
+            # One damaged row must cost its org's attempts, not the daemon.
+            raise SigningFailed("keyring", str(error)) from error
+
+
+def _headers_by(signer: Signer, request: SigningRequest) -> Sequence[tuple[object, object]]:
+    try:
+        return [(name, value) for name, value in signer.sign(request)]
+    except Exception as error:  # noqa: BLE001 - a plugin's code: whatever it raises is its fault
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        cause = f"{type(error).__name__} at {PurePath(where.filename).name}:{where.lineno}"
+        # Not chained: what it says may hold a secret, and would be logged with the traceback.
+        raise SigningFailed(signer.name, cause) from None
+
+
+def _add(
+    headers: dict[str, tuple[str, str]], signer: str, added: Sequence[tuple[object, object]]
+) -> None:
+    """Put a signer's headers to those of the signers before it.
+
+    Standard Webhooks lists the signatures of all schemes in one header, so these are joined.
+    """
+    for name, value in added:
+        if (
+            not isinstance(name, str)
+            or not isinstance(value, str)
+            or not _NAME.fullmatch(name)
+            or not _VALUE.fullmatch(value)
+        ):
+            raise SigningFailed(signer, "gave a header that is not printable ASCII")
+        key = name.lower()
+        if key in _RESERVED:
+            raise SigningFailed(signer, f"gave the header {name}, which is not a signer's to set")
+        former = headers.get(key)
+        if former is None:
+            headers[key] = (name, value)
+        elif former[1] == value:
+            continue
+        elif key == _JOINED:
+            headers[key] = (former[0], f"{former[1]} {value}")
+        else:
+            raise SigningFailed(signer, f"gave the header {name}, which another signer has set")

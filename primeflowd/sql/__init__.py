@@ -1,0 +1,1 @@
+"""Tables, statements, migrations and group commit: what every storage over SQLAlchemy shares."""

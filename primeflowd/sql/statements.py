@@ -1,0 +1,98 @@
+"""The hot statements, compiled once per database from the tables to text.
+
+SQLAlchemy Core costs 1.4 times the driver alone, most of it for finding the compiled form of a
+statement again; these few run for every callback. They take tuples, so an engine must use a
+positional parameter style.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+from sqlalchemy import Dialect, Table, and_, bindparam, insert, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ValuesBase
+
+from primeflowd.sql import tables
+
+CHANGING_DELIVERY: Final = (
+    "status",
+    "attempt_count",
+    "interruptions",
+    "due_at",
+    "claimed_by",
+    "updated_at",
+    "completed_at",
+    "failure_reason",
+    "signing_secret_id",
+    "failure_detail",
+)
+"""Columns of a delivery that may change, in the order of the table."""
+
+CHANGING_BATCH: Final = (
+    "status",
+    "items_total",
+    "items_succeeded",
+    "items_failed",
+    "items_cancelled",
+    "cancellation_reason",
+    "started_at",
+    "completed_at",
+    "updated_at",
+    "output",
+    "payload",
+)
+"""Columns of a batch that may change, in the order of the table."""
+
+delivery_changes: Final = attrgetter(*CHANGING_DELIVERY)
+batch_changes: Final = attrgetter(*CHANGING_BATCH)
+
+
+def upsert(dialect: Dialect, table: Table) -> ValuesBase:
+    """Insert a row, or replace the one with the same primary key."""
+    keys = [column.name for column in table.primary_key]
+    rest = [column.name for column in table.columns if column.name not in keys]
+    if dialect.name == "postgresql":
+        into = postgresql.insert(table)
+        return into.on_conflict_do_update(
+            index_elements=keys, set_={name: into.excluded[name] for name in rest}
+        )
+    statement = sqlite.insert(table)
+    return statement.on_conflict_do_update(
+        index_elements=keys, set_={name: statement.excluded[name] for name in rest}
+    )
+
+
+class Statements:
+    """SQL text for one dialect; what each takes is a tuple in the order stated."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect: Final = dialect
+        self.insert_batch = self._insert(tables.batches)
+        self.insert_delivery = self._insert(tables.deliveries)
+        self.insert_attempt = self._insert(tables.attempts)
+        self.put_answer = self._text(
+            upsert(dialect, tables.answers), [c.name for c in tables.answers.columns]
+        )
+        # CHANGING_DELIVERY, then the id
+        delivery = update(tables.deliveries).where(tables.deliveries.c.id == bindparam("of_id"))
+        self.update_delivery = self._text(delivery, CHANGING_DELIVERY, ("of_id",))
+        # CHANGING_DELIVERY, then the id and the node
+        owned = and_(
+            tables.deliveries.c.claimed_by == bindparam("of_node"), text("status = 'pending'")
+        )
+        self.record = self._text(delivery.where(owned), CHANGING_DELIVERY, ("of_id", "of_node"))
+        # CHANGING_BATCH, then the id
+        batch = update(tables.batches).where(tables.batches.c.id == bindparam("of_id"))
+        self.update_batch = self._text(batch, CHANGING_BATCH, ("of_id",))
+
+    def _insert(self, table: Table) -> str:
+        return self._text(insert(table), [column.name for column in table.columns])
+
+    def _text(
+        self, statement: ValuesBase, values: Sequence[str], conditions: Sequence[str] = ()
+    ) -> str:
+        compiled: Any = statement.compile(dialect=self.dialect, column_keys=list(values))
+        if compiled.positiontup != [*values, *conditions]:
+            raise AssertionError(f"parameters out of order: {compiled.positiontup}")
+        return str(compiled)

@@ -1,0 +1,10 @@
+"""SqlTx: the Tx protocol over one SQLAlchemy connection, put together from its parts."""
+
+from primeflowd.sql.tx_access import AccessStatements
+from primeflowd.sql.tx_batches import BatchStatements
+from primeflowd.sql.tx_deliveries import DeliveryStatements
+from primeflowd.sql.tx_queue import QueueStatements
+
+
+class SqlTx(BatchStatements, DeliveryStatements, QueueStatements, AccessStatements):
+    """One transaction; see session.py for how it defers, undoes and fails."""

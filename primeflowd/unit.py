@@ -1,0 +1,30 @@
+"""One operation's transaction, and what the daemon must do once it is durable."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from primeflowd.config import DefaultPolicy
+from primeflowd.hookspecs import Tx
+from primeflowd.instants import Micros
+from primeflowd.model import Delivery
+
+
+class Unit(msgspec.Struct):
+    """One operation's transaction, the instant it counts as happening at, and its orders.
+
+    Attributes:
+        node_for: which node shall claim a new delivery to a destination; None leaves it to
+            whoever has room. Called in the storage's thread.
+        made: new deliveries with their payloads, to be scheduled once committed.
+        dropped: ids of deliveries that no sender shall start any more.
+        hastened: deliveries that wait no longer.
+    """
+
+    tx: Tx
+    now: Micros
+    default_policy: DefaultPolicy
+    node_for: Callable[[str], str | None]
+    made: list[tuple[Delivery, bytes]] = msgspec.field(default_factory=list)
+    dropped: list[str] = msgspec.field(default_factory=list)
+    hastened: list[Delivery] = msgspec.field(default_factory=list)

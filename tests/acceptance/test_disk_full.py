@@ -1,0 +1,63 @@
+"""A disk that fills up: clear answers, nothing acknowledged is lost, recovery without a restart."""
+
+import resource
+from pathlib import Path
+
+from primeflowd.testing.daemon_process import DaemonProcess, eventually
+from tests.acceptance.receiver_process import ReceiverProcess
+
+
+def limit_files(pid: int, size: int) -> None:
+    """Let no file of the process grow beyond `size` bytes: what a full disk looks like to it."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_disk_full_and_back(tmp_path: Path) -> None:
+    """2.5, 5.6, 8: 503 and a red readiness while full; after it everything accepted arrives."""
+    with ReceiverProcess(tmp_path / "arrivals.jsonl") as receiver:
+        daemon = DaemonProcess(tmp_path / "state")
+        key = daemon.create_key()
+        accepted: list[str] = []
+        with daemon:
+            with daemon.client(key) as client:
+                filler = "x" * 200_000
+
+                def register() -> int:
+                    answer = client.post(
+                        "/v1/batches",
+                        json={
+                            "status": "succeeded",
+                            "callback_url": receiver.url,
+                            "metadata": {"filler": filler},
+                        },
+                    )
+                    if answer.status_code == 201:
+                        accepted.append(answer.json()["id"])
+                    else:
+                        assert answer.status_code == 503
+                        assert answer.headers["retry-after"]
+                        assert answer.json()["error"] == "unavailable"
+                    return answer.status_code
+
+                assert register() == 201
+                wal = tmp_path / "state" / "primeflowd.db-wal"
+                limit_files(daemon.process.pid, wal.stat().st_size + 1_000_000)
+                eventually(lambda: register() == 503, every=0)
+                eventually(lambda: client.get("/readyz").status_code == 503)
+                assert client.get("/healthz").status_code == 200
+                assert client.get(f"/v1/batches/{accepted[0]}").status_code == 200
+                limit_files(daemon.process.pid, resource.RLIM_INFINITY)
+                eventually(lambda: client.get("/readyz").status_code == 200)
+                assert register() == 201
+                eventually(lambda: receiver.succeeded() >= set(accepted))
+                for batch_id in accepted:
+                    (delivery,) = eventually(
+                        lambda b=batch_id: [
+                            d
+                            for d in client.get(f"/v1/batches/{b}/callback").json()
+                            if d["status_code"] == "succeeded"
+                        ]
+                    )
+                    assert delivery["attempt_count"] == len(delivery["attempts"])
+            assert daemon.terminate() == 0
+        assert daemon.events("storage_recovered")

@@ -1,0 +1,1 @@
+"""What a callback costs: run with `python -m tests.benchmarks`. Not collected by pytest."""

@@ -1,0 +1,38 @@
+"""The command line as people meet it: a process, in a directory and a home of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of the commands: nothing of this machine's own state or keys."""
+    ours = {"PRIMEFLOWD_MASTER_KEY", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return kept | {"XDG_STATE_HOME": str(tmp_path / "state")}
+
+
+@pytest.fixture
+def primeflowd(tmp_path: Path, environment: dict[str, str]) -> Run:
+    """Run `primeflowd` with these words in `tmp_path`, to its end."""
+
+    def run(*words: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "primeflowd", *words],
+            cwd=tmp_path,
+            env=environment | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
