@@ -86,6 +86,7 @@ class Daemon:
             clock=clock,
             keyring=keyring,
             delivering=self.senders.is_sending,
+            delivering_now=lambda: self.senders.sending,
             not_ready=self.not_ready,
             statistics=self.statistics,
             secrets_changed=self.signatures.forget,

@@ -12,7 +12,7 @@ the daemon down for systemd to restart it.
 
 import codecs
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -89,6 +89,11 @@ class Senders:
     def is_sending(self, delivery_id: str) -> bool:
         """Whether a sender is on this delivery now: what the API shows as `delivering`."""
         return delivery_id in self._busy
+
+    @property
+    def sending(self) -> Collection[str]:
+        """The ids of all deliveries of which that is true."""
+        return self._busy
 
     @property
     def busy(self) -> int:

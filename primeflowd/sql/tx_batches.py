@@ -41,7 +41,9 @@ class BatchStatements(Session):
 
     def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]:
         query = newest_first(batches, page).where(batches.c.org_id == org_id)
-        query = query.with_only_columns(*rows.BATCHES.columns).where(*created_within(batches, where))
+        query = query.with_only_columns(*rows.BATCHES.columns).where(
+            *created_within(batches, where)
+        )
         if where.status is not None:
             query = query.where(batches.c.status == where.status)
         if where.plan_id is not None:
@@ -83,9 +85,7 @@ def newest_first(table: Table, page: Page) -> Select[*tuple[object, ...]]:
     return query.where(position < page.before) if page.before is not None else query
 
 
-def created_within(
-    table: Table, where: BatchFilter | DeliveryFilter
-) -> list[ColumnElement[bool]]:
+def created_within(table: Table, where: BatchFilter | DeliveryFilter) -> list[ColumnElement[bool]]:
     conditions = []
     if where.created_after is not None:
         conditions.append(table.c.created_at > where.created_after)

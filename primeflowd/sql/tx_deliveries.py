@@ -58,7 +58,9 @@ class DeliveryStatements(Session):
         found: dict[str, list[Attempt]] = {}
         for chunk in chunks(delivery_ids):
             query = select(*rows.ATTEMPTS.columns).where(attempts.c.delivery_id.in_(chunk))
-            for row in self._read(query.order_by(attempts.c.delivery_id, attempts.c.attempt_number)):
+            for row in self._read(
+                query.order_by(attempts.c.delivery_id, attempts.c.attempt_number)
+            ):
                 attempt = rows.ATTEMPTS.value(row)
                 found.setdefault(attempt.delivery_id, []).append(attempt)
         return found

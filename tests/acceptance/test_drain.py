@@ -12,7 +12,7 @@ BATCH = {"status": "succeeded"}
 
 def test_drain_cuts_nothing_that_ends_in_time(tmp_path: Path) -> None:
     """8: under load, no attempt is cut that ends within the deadline; nothing is sent twice."""
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", delay=0.3) as receiver:
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"delay": 0.3}]) as receiver:
         daemon = DaemonProcess(tmp_path / "state", '[drain]\ndeadline = "10s"\n')
         key = daemon.create_key()
         with daemon:
@@ -36,7 +36,7 @@ def test_drain_cuts_nothing_that_ends_in_time(tmp_path: Path) -> None:
 
 def test_drain_records_what_it_cuts(tmp_path: Path) -> None:
     """5.6: a cut attempt is on record as interrupted, uses up no retry, and is due at once."""
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", hang_first=1) as receiver:
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"hang": True}, {}]) as receiver:
         daemon = DaemonProcess(
             tmp_path / "state",
             '[drain]\ndeadline = "200ms"\n[delivery.default_policy]\ndelays = []\n',
@@ -69,7 +69,7 @@ def test_drain_records_what_it_cuts(tmp_path: Path) -> None:
 
 def test_second_signal_cuts_at_once(tmp_path: Path) -> None:
     """8: a second signal does not wait for the deadline; the exit is clean all the same."""
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", hang_first=1) as receiver:
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"hang": True}, {}]) as receiver:
         daemon = DaemonProcess(tmp_path / "state", '[drain]\ndeadline = "60s"\n')
         key = daemon.create_key()
         with daemon:

@@ -13,6 +13,7 @@ from primeflowd.testing.daemon_process import DaemonProcess, eventually
 from tests.acceptance.receiver_process import ReceiverProcess
 
 KILLS = 20
+PATTERN: list[dict[str, object]] = [{}] * 9 + [{"status": 503}]
 
 
 class Clients:
@@ -61,7 +62,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     """5.6: no accepted batch is lost; one is repeated only if its attempt was cut by a kill."""
     moments = random.Random(20_260_506)
     starts: list[float] = []
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", fail_every=10) as receiver:
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", PATTERN * 200 + [{}]) as receiver:
         daemon = DaemonProcess(
             tmp_path / "state", '[delivery.default_policy]\ndelays = ["100ms"]\nmax_retries = 100\n'
         )

@@ -28,7 +28,7 @@ def history(client: httpx.Client, batch_id: str) -> list[dict[str, Any]]:
 
 def test_batch_to_callback_through_failures_and_a_kill(tmp_path: Path) -> None:
     """1, 4.5, 5.5, 5.6, 6.2: the frozen bytes arrive, after failures and after kill -9."""
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", fail_first=2) as receiver:
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"status": 500}] * 2 + [{}]) as receiver:
         daemon = DaemonProcess(tmp_path / "state")
         key = daemon.create_key()
         with daemon:
@@ -86,7 +86,7 @@ def test_batch_to_callback_through_failures_and_a_kill(tmp_path: Path) -> None:
 
 def test_retries_are_never_early(tmp_path: Path) -> None:
     """3.6: retry k waits its delay from the end of the attempt before it."""
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", fail_first=3, delay=0.1) as receiver:
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"status": 500, "delay": 0.1}] * 3 + [{}]) as receiver:
         daemon = DaemonProcess(
             tmp_path / "state",
             '[delivery.default_policy]\ndelays = ["200ms", "400ms"]\nmax_retries = 3\n',

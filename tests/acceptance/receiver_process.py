@@ -1,0 +1,80 @@
+"""The programmable receiver in a process of its own, and what arrived there."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request as it arrived; `headers` have names in lower case, `time` is in seconds."""
+
+    number: int
+    headers: dict[str, str]
+    body: bytes
+    time: float
+
+
+class ReceiverProcess:
+    """A receiver that logs to `log` and answers as `script` says, for ever as its last answer.
+
+    See primeflowd.testing.answers.Answer for what an answer may be.
+    """
+
+    def __init__(self, log: Path, script: Sequence[dict[str, Any]] | None = None) -> None:
+        self._log = log
+        self.script = list(script or [{}])
+        self._arrivals: list[Arrival] = []
+        self._read = 0
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "primeflowd.testing.receiver", "--port", "0"),
+                *("--script", json.dumps(self.script), "--log", str(self._log)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}/callback"
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def arrivals(self) -> list[Arrival]:
+        """All requests so far, in order."""
+        if self._log.exists():
+            with self._log.open("rb") as log:
+                log.seek(self._read)
+                for line in log:
+                    self._read += len(line)
+                    self._arrivals.append(_arrival(json.loads(line)))
+        return self._arrivals
+
+    def succeeded(self) -> set[str]:
+        """The batches whose callback was answered well."""
+        return {
+            arrival.headers["webhook-id"]
+            for arrival in self.arrivals()
+            if self._answered_well(arrival.number)
+        }
+
+    def _answered_well(self, number: int) -> bool:
+        answer = self.script[min(number, len(self.script)) - 1]
+        return bool(answer.get("status", 200) == 200 and not answer.get("hang"))
+
+
+def _arrival(logged: dict[str, Any]) -> Arrival:
+    return Arrival(
+        number=logged["number"],
+        headers={name.lower(): value for name, value in logged["headers"]},
+        body=logged["body"].encode(),
+        time=logged["arrived_at"] / 1e6,
+    )

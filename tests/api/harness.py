@@ -1,0 +1,163 @@
+"""The API over a node that sends nothing, and a client to ask it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+from quart_trio import QuartTrio
+
+from primeflowd.access_keys import new_key
+from primeflowd.api.app import create_app
+from primeflowd.api.services import Performer, Services
+from primeflowd.config import Config
+from primeflowd.hookspecs import Storage
+from primeflowd.keyring import Keyring
+from primeflowd.model import ApiKey, Attempt, Delivery
+from primeflowd.testing.factories import make_attempt
+from tests.node import ACME, NODE, HandClock, Node, open_node
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Api:
+    """An application, what it was told to say, and what it told others.
+
+    Attributes:
+        key: the API key that calls carry unless they say otherwise; admin of ACME.
+        delivering: ids of deliveries that senders are on.
+        changed: orgs of which it was told that their secrets changed.
+    """
+
+    def __init__(self, node: Node, clock: HandClock) -> None:
+        self.node = node
+        self.clock = clock
+        self.keyring = Keyring(b"k" * 32)
+        self.key = ""
+        self.delivering: set[str] = set()
+        self.unready: str | None = None
+        self.changed: list[str] = []
+        self.recoveries = 0
+        self.app: QuartTrio
+        self.client: httpx.AsyncClient
+
+    def services(self, storage: Storage | None = None, intake: Performer | None = None) -> Services:
+        """What the daemon would hand to the application."""
+        return Services(
+            storage=storage or self.node.storage,
+            intake=intake or self.node.intake,
+            config=self.node.config,
+            clock=self.clock,
+            keyring=self.keyring,
+            delivering=self.delivering.__contains__,
+            delivering_now=lambda: self.delivering,
+            not_ready=lambda: self.unready,
+            secrets_changed=self.changed.append,
+            recovery_started=self._count_recovery,
+            statistics=lambda: {"held": 3},
+        )
+
+    def serve(self, services: Services) -> None:
+        """Put a new application in the place of the present one, as a restart does."""
+        self.app = create_app(services)
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app), base_url="http://api.test"
+        )
+
+    async def make_key(
+        self, org_id: str = ACME, scopes: Sequence[str] = ("admin",)
+    ) -> tuple[ApiKey, str]:
+        """A key as the command line makes one."""
+        key, plain = new_key(org_id, scopes, None, self.clock.now())
+        await self.node.storage.write(lambda tx: tx.put_key(key))
+        return key, plain
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> httpx.Response:
+        """Ask, as the admin of ACME unless another key is given; "" sends none."""
+        sent = {"X-Org-Id": ACME} if key is None else {}
+        if key != "":
+            sent["Authorization"] = f"Bearer {key or self.key}"
+        if content is not None:
+            sent |= JSON
+        return await self.client.request(
+            method,
+            path,
+            json=body,
+            content=content,
+            headers=sent | (headers or {}),
+        )
+
+    async def get(self, path: str, **more: Any) -> httpx.Response:
+        return await self.call("GET", path, **more)
+
+    async def post(self, path: str, body: object = None, **more: Any) -> httpx.Response:
+        return await self.call("POST", path, body, **more)
+
+    async def made(self, path: str, body: object = None, status: int = 201) -> Any:
+        """What a POST that must succeed answered."""
+        response = await self.post(path, body)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    async def ended_batch(self, **fields: Any) -> Any:
+        """A batch that was born ended, with a callback on its way."""
+        return await self.made(
+            "/v1/batches",
+            {"status": "succeeded", "callback_url": "https://example.com/hook"} | fields,
+        )
+
+    async def delivery_of(self, batch_id: str) -> Any:
+        """The newest delivery of a batch."""
+        return (await self.get(f"/v1/batches/{batch_id}/callback")).json()[0]
+
+    async def record(self, delivery_id: str, number: int, **fields: Any) -> Attempt:
+        """Put an attempt on record as a sender does, the delivery going on waiting."""
+        before = await self.node.delivery(delivery_id)
+        attempt = make_attempt(delivery_id=delivery_id, attempt_number=number, **fields)
+        await self.node.storage.write(
+            lambda tx: tx.record_attempt(
+                before.claimed_by or NODE, attempt, _with_attempts(before, number)
+            )
+        )
+        return attempt
+
+    def _count_recovery(self) -> None:
+        self.recoveries += 1
+
+
+def _with_attempts(delivery: Delivery, count: int) -> Delivery:
+    return msgspec.structs.replace(delivery, attempt_count=count)
+
+
+def problem(response: httpx.Response) -> tuple[int, str, str]:
+    """Status, type and code of an answer that must be an envelope (contract 2.5)."""
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert set(body) - {"details"} == {"error", "code", "message"}, body
+    assert isinstance(body["message"], str)
+    assert body["message"]
+    if "details" in body:
+        assert all(isinstance(value, str) for value in body["details"].values())
+    return response.status_code, body["error"], body["code"]
+
+
+@asynccontextmanager
+async def open_api(config: Config | None = None) -> AsyncIterator[Api]:
+    """An API on memory storage."""
+    clock = HandClock()
+    async with open_node(clock=clock, config=config) as node:
+        api = Api(node, clock)
+        api.serve(api.services())
+        _, api.key = await api.make_key()
+        yield api
