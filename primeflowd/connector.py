@@ -31,6 +31,9 @@ SocketAddress: TypeAlias = tuple[Any, ...]
 Resolver: TypeAlias = Callable[[str, int], Awaitable[list[tuple[int, SocketAddress]]]]
 """(host, port) -> [(address family, address)], best first. OSError: the lookup failed."""
 
+Lookup: TypeAlias = Callable[[bytes, int, int], list[tuple[int, SocketAddress]]]
+"""(host, port, AI_* flags) -> the same. Blocks."""
+
 HEAD_START: Final = 0.25
 """Seconds that an address has before the next one is tried beside it."""
 
@@ -122,9 +125,11 @@ class Connector:
         """Shake hands over `sock`, which is given up to the socket returned, or closed."""
         secured = None
         try:
-            # Wrapping sends nothing yet. The name is what the certificate must be for.
+            # Wrapping sends nothing yet. The name is what the certificate must be for; as bytes,
+            # because wrap_socket would lose the socket over text that its own IDNA refuses.
+            name = target.host.rstrip(".").encode("ascii")
             secured = self._tls.wrap_socket(
-                sock, server_hostname=target.host.rstrip("."), do_handshake_on_connect=False
+                sock, server_hostname=name, do_handshake_on_connect=False
             )
             while True:
                 try:
@@ -151,7 +156,9 @@ class Connector:
 class SystemResolver:
     """The system's resolver, in threads that are abandoned when the caller is cancelled."""
 
-    def __init__(self) -> None:
+    def __init__(self, lookup: Lookup | None = None) -> None:
+        """`lookup` stands in for getaddrinfo."""
+        self._lookup = lookup or _getaddrinfo
         self._limiter = trio.CapacityLimiter(_LOOKUPS_AT_ONCE)
 
     async def __call__(self, host: str, port: int) -> list[tuple[int, SocketAddress]]:
@@ -159,12 +166,11 @@ class SystemResolver:
         name = host.encode("ascii")
         try:
             # Numbers in any spelling (0x7f.1 too) need no thread: this never blocks.
-            found = _getaddrinfo(name, port, socket.AI_NUMERICHOST)
+            return _getaddrinfo(name, port, socket.AI_NUMERICHOST)
         except socket.gaierror:
-            found = await trio.to_thread.run_sync(
-                _getaddrinfo, name, port, 0, abandon_on_cancel=True, limiter=self._limiter
+            return await trio.to_thread.run_sync(
+                self._lookup, name, port, 0, abandon_on_cancel=True, limiter=self._limiter
             )
-        return found
 
 
 def _getaddrinfo(host: bytes, port: int, flags: int) -> list[tuple[int, SocketAddress]]:

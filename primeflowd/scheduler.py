@@ -16,6 +16,7 @@ order of the commits: so what is held never disagrees with who has the claim.
 """
 
 import math
+from collections import Counter
 
 import structlog
 import trio
@@ -24,9 +25,10 @@ from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import Storage
+from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Delivery
+from primeflowd.room import Room
 from primeflowd.timer_wheel import TimerWheel
 
 log = structlog.get_logger()
@@ -56,11 +58,8 @@ class Scheduler:
         self._clock = clock
         self._node_id = node_id
         self._horizon = settings.horizon.micros
-        self._limit = settings.active_limit
-        self._share = max(1, int(settings.active_limit * settings.destination_share))
-        self._share_if_ill = min(self._share, settings.window_initial)
+        self._room = Room(settings, destinations)
         self._held: dict[str, Held] = {}
-        self._count: dict[str, int] = {}
         self._bodies = 0
         self._wheel: TimerWheel[str] = TimerWheel()
         # Claims to give back, in one transaction at the next turn of the loop.
@@ -85,12 +84,12 @@ class Scheduler:
         Called in storage's thread. A few too many may be promised between a transaction and its
         commit; `admit` gives those back.
         """
-        room = self._has_room(destination)
+        room = not self._closed and self._room.fits(destination)
         if room and not self._all_behind and destination not in self._behind:
             return self._node_id
         self._behind.add(destination)
-        # Without room it is `_forget` that finds out when there is some.
-        self._hungry = self._hungry or room
+        if room:  # else it is `_forget` that finds out when there is some
+            self._hungry = True
         return None
 
     def admit(self, delivery: Delivery, body: bytes | None) -> None:
@@ -98,16 +97,16 @@ class Scheduler:
         if delivery.id in self._held or delivery.id in self._surplus:
             # In the second case its claim is about to be given back, and is claimed afresh.
             return
-        if not self._has_room(delivery.destination):
+        if self._closed or not self._room.fits(delivery.destination):
             self._behind.add(delivery.destination)
-            self._give_back(delivery.id)
+            self._return(delivery.id)
             return
         if body is not None and self._bodies + len(body) > _BODY_BUDGET:
             body = None
         self._bodies += len(body) if body is not None else 0
         held = Held(delivery, body)
         self._held[delivery.id] = held
-        self._count[delivery.destination] = self._count.get(delivery.destination, 0) + 1
+        self._room.add(delivery.destination)
         self._place(held)
 
     def drop(self, delivery_id: str) -> None:
@@ -116,8 +115,7 @@ class Scheduler:
         if held is None:
             return
         if self._wheel.cancel(delivery_id) or self._destinations.remove(held):
-            self._forget(held)
-            self._give_back(delivery_id)
+            self._give_back(held)
         else:
             # Its attempt goes on record; but if it comes to none, it must not be tried again.
             held.dropped = True
@@ -140,7 +138,8 @@ class Scheduler:
         return (
             not self._closed
             and after.due_at <= self._clock.now() + self._horizon
-            and not self._overfull(after.destination)
+            and not self._room.overfull(after.destination)
+            and self._places_to_wait() > 0
         )
 
     def settle(self, held: Held, after: Delivery | None) -> None:
@@ -158,8 +157,7 @@ class Scheduler:
     def postpone(self, held: Held, until: Micros) -> None:
         """Hold a delivery that could not be attempted for reasons of our own."""
         if held.dropped:
-            self._forget(held)
-            self._give_back(held.delivery.id)
+            self._give_back(held)
         else:
             self._wait(held, until)
 
@@ -168,9 +166,8 @@ class Scheduler:
         if change == "recovered":
             self._want_more()
             return
-        for held in self._destinations.shed(destination, self._share_if_ill):
-            self._forget(held)
-            self._give_back(held.delivery.id)
+        for held in self._destinations.shed(destination, self._room.share_if_ill):
+            self._give_back(held)
 
     def close(self) -> None:
         """Hold nothing new. What is held stays claimed until its node releases everything."""
@@ -231,26 +228,35 @@ class Scheduler:
 
     def _claim_time(self) -> float:
         """When storage shall be asked next; hunger brings it forward while there is room."""
-        hungry = self._hungry and len(self._held) < self._limit
+        hungry = self._hungry and self._room.left() > 0
         return max(self._asked_at + (_CLAIM_HUNGRY if hungry else _CLAIM_EVERY), self._storage_from)
 
     async def _claim(self) -> None:
         self._asked_at = trio.current_time()
-        room = min(self._limit - len(self._held), _CLAIM_AT_ONCE)
+        room, share = min(self._room.left(), _CLAIM_AT_ONCE), self._room.share
         if room <= 0:
             return
         # Not after the transaction: what is refused during it may be unseen by it.
         self._hungry = False
-        until = self._clock.now() + self._horizon
-        taken = dict(self._count)
-        for name in self._destinations.ill():
-            taken[name] = taken.get(name, 0) + self._share - self._share_if_ill
-        claimed = await self._storage.write(
-            lambda tx: tx.claim(self._node_id, until, room, self._share, taken), self._claimed
-        )
+        now, taken = self._clock.now(), self._room.taken()
+        places_to_wait = self._places_to_wait()
+
+        def claim(tx: Tx) -> list[Delivery]:
+            due = tx.claim(self._node_id, now, room, share, taken)
+            most = max(0, min(room - len(due), places_to_wait))
+            then = dict(Counter(taken) + Counter(delivery.destination for delivery in due))
+            return due + tx.claim(self._node_id, now + self._horizon, most, share, then)
+
+        claimed = await self._storage.write(claim, self._claimed)
         self._all_behind = len(claimed) == room
-        self._hungry = self._hungry or self._all_behind
-        self._behind = {name for name, count in self._count.items() if count >= self._share}
+        if self._all_behind:
+            self._hungry = True
+        self._behind = self._room.at_share()
+
+    def _places_to_wait(self) -> int:
+        # What is not due yet takes half of the places: a wave of retries that is still to come
+        # shall not keep out what is due now.
+        return self._room.limit // 2 - len(self._wheel)
 
     def _claimed(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -266,19 +272,6 @@ class Scheduler:
 
         await self._storage.write(lambda tx: tx.release(self._node_id, ids), released)
 
-    def _share_of(self, destination: str) -> int:
-        return self._share_if_ill if destination in self._destinations.ill() else self._share
-
-    def _has_room(self, destination: str) -> bool:
-        return (
-            not self._closed
-            and len(self._held) < self._limit
-            and self._count.get(destination, 0) < self._share_of(destination)
-        )
-
-    def _overfull(self, destination: str) -> bool:
-        return self._count.get(destination, 0) > self._share_of(destination)
-
     def _place(self, held: Held) -> None:
         due = held.delivery.due_at
         assert due is not None
@@ -289,9 +282,8 @@ class Scheduler:
 
     def _start(self, held: Held) -> None:
         """Into the queue of its destination; back to storage if that has turned ill meanwhile."""
-        if self._overfull(held.delivery.destination):
-            self._forget(held)
-            self._give_back(held.delivery.id)
+        if self._room.overfull(held.delivery.destination):
+            self._give_back(held)
         else:
             self._destinations.put(held)
 
@@ -303,15 +295,10 @@ class Scheduler:
 
     def _forget(self, held: Held) -> None:
         self._drop_body(held)
-        was_full = len(self._held) >= self._limit
+        was_full = self._room.left() <= 0
         del self._held[held.delivery.id]
-        destination = held.delivery.destination
-        left = self._count[destination] - 1
-        if left:
-            self._count[destination] = left
-        else:
-            del self._count[destination]
-        if was_full or destination in self._behind:
+        self._room.remove(held.delivery.destination)
+        if was_full or held.delivery.destination in self._behind:
             self._want_more()
 
     def _drop_body(self, held: Held) -> None:
@@ -319,7 +306,11 @@ class Scheduler:
             self._bodies -= len(held.body)
             held.body = None
 
-    def _give_back(self, delivery_id: str) -> None:
+    def _give_back(self, held: Held) -> None:
+        self._forget(held)
+        self._return(held.delivery.id)
+
+    def _return(self, delivery_id: str) -> None:
         self._surplus.add(delivery_id)
         self._turn_by(self._storage_from)
 

@@ -5,12 +5,14 @@ attempt is durable, so that slow storage slows sending instead of filling memory
 
 Guarantees: every attempt that was started is on record, or is made again under the same number
 after a crash; an attempt cut short by a drain is on record as `interrupted` and uses up no retry
-(contract 5.6). Blocks on the destination queues, the network and storage. Failures of the network,
-of signers and of classifiers end as outcomes; anything else that raises here is a bug, and brings
-the daemon down for systemd to restart it.
+(contract 5.6). What follows from an attempt follows from its commit, in the order of commits: an
+order to cancel or hasten the delivery that is committed next finds it where it belongs.
+
+Blocks on the destination queues, the network and storage. Failures of the network, of signers and
+of classifiers end as outcomes; anything else that raises here is a bug, and brings the daemon down
+for systemd to restart it.
 """
 
-import codecs
 import random
 from collections.abc import Callable, Collection
 from typing import Protocol
@@ -20,16 +22,17 @@ import structlog
 import trio
 
 from primeflowd import __version__
+from primeflowd.attempts import of_interruption, of_outcome, unsent
 from primeflowd.callback_url import parse
 from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
-from primeflowd.destinations import Destinations, Held
+from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import Fate, Storage
-from primeflowd.instants import MILLISECOND, SECOND, Micros
+from primeflowd.hookspecs import Fate, Storage, Tx
+from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
 from primeflowd.retry import after_attempt, after_interruption
-from primeflowd.signing import Signatures, SigningFailed
+from primeflowd.signing import Signatures, Signed, SigningFailed
 from primeflowd.transport import Request
 
 log = structlog.get_logger()
@@ -38,7 +41,7 @@ _FIXED_HEADERS = (
     ("Content-Type", "application/json"),
     ("User-Agent", f"primeflowd/{__version__}"),
 )
-# How long a sender that is being cut short may take to put that on record.
+# Seconds that a sender which is cut short may take to put that on record, and between tries.
 _LAST_WORDS = 2.0
 _STORAGE_RETRY = 0.5
 
@@ -55,6 +58,7 @@ class Desk(Protocol):
     def keeps(self, after: Delivery) -> bool: ...
     def settle(self, held: Held, after: Delivery | None) -> None: ...
     def postpone(self, held: Held, until: Micros) -> None: ...
+    def turned(self, destination: str, change: Change) -> None: ...
 
 
 class Senders:
@@ -84,7 +88,8 @@ class Senders:
         self._clock = clock
         self._settings = settings
         self._node_id = node_id
-        self._busy: set[str] = set()
+        # The id of the attempt by that of its delivery.
+        self._busy: dict[str, str] = {}
 
     def is_sending(self, delivery_id: str) -> bool:
         """Whether a sender is on this delivery now: what the API shows as `delivering`."""
@@ -93,7 +98,7 @@ class Senders:
     @property
     def sending(self) -> Collection[str]:
         """The ids of all deliveries of which that is true."""
-        return self._busy
+        return self._busy.keys()
 
     @property
     def busy(self) -> int:
@@ -107,15 +112,25 @@ class Senders:
 
     async def _work(self) -> None:
         while (held := await self._destinations.take()) is not None:
-            self._busy.add(held.delivery.id)
+            delivery_id, attempt_id = held.delivery.id, new_id()
+            self._busy[delivery_id] = attempt_id
             try:
-                await self._attempt(held)
+                await self._attempt(held, attempt_id)
             finally:
-                self._busy.discard(held.delivery.id)
+                # Settled with its commit, it may be with another sender by now.
+                if self._busy.get(delivery_id) == attempt_id:
+                    del self._busy[delivery_id]
 
-    async def _attempt(self, held: Held) -> None:
+    async def _attempt(self, held: Held, attempt_id: str) -> None:
         delivery = held.delivery
-        attempt_id = new_id()
+        try:
+            target = parse(delivery.callback_url)
+        except ValueError as error:
+            # The rules have become stricter since it was accepted: one bad row must not keep the
+            # daemon from running.
+            outcome = unsent("url_not_allowed", str(error), self._clock.now())
+            await self._conclude(held, attempt_id, outcome, None)
+            return
         try:
             body = await self._body(held)
             signed = await self._signatures.sign(delivery, attempt_id, body)
@@ -127,19 +142,19 @@ class Senders:
             self._scheduler.postpone(held, now + SECOND)
             return
         except SigningFailed as error:
-            outcome = self._signing_failed(delivery, error)
+            log.error("signer_failed", signer=error.name, delivery_id=delivery.id, error=str(error))
+            outcome = unsent("internal_error", str(error), self._clock.now())
             await self._conclude(held, attempt_id, outcome, None)
             return
+        request = Request(target, _headers(delivery, attempt_id, signed), body)
         started_at = self._clock.now()
         try:
-            outcome = await self._transport.send(
-                self._request(delivery, attempt_id, body, signed.headers)
-            )
+            outcome = await self._transport.send(request)
         except trio.Cancelled:
             with trio.move_on_after(_LAST_WORDS, shield=True):
-                await self._interrupted(held, attempt_id, started_at, signed.secret_id)
+                await self._interrupted(held, attempt_id, started_at, signed)
             raise
-        await self._conclude(held, attempt_id, outcome, signed.secret_id)
+        await self._conclude(held, attempt_id, outcome, signed)
 
     async def _body(self, held: Held) -> bytes:
         if held.body is not None:
@@ -147,40 +162,10 @@ class Senders:
         batch_id = held.delivery.batch_id
         return (await self._storage.read(lambda tx: tx.payloads([batch_id])))[batch_id]
 
-    def _request(
-        self,
-        delivery: Delivery,
-        attempt_id: str,
-        body: bytes,
-        signature: tuple[tuple[str, str], ...],
-    ) -> Request:
-        return Request(
-            target=parse(delivery.callback_url),
-            headers=(
-                *_FIXED_HEADERS,
-                ("Primeflow-Delivery-Id", delivery.id),
-                ("Primeflow-Attempt", str(delivery.attempt_count + 1)),
-                ("Primeflow-Request-Id", attempt_id),
-                *signature,
-            ),
-            body=body,
-        )
-
-    def _signing_failed(self, delivery: Delivery, error: SigningFailed) -> Outcome:
-        log.error("signer_failed", signer=error.name, delivery_id=delivery.id, error=str(error))
-        now = self._clock.now()
-        return Outcome(
-            status_code=None,
-            failure="internal_error",
-            error_message=str(error),
-            started_at=now,
-            ended_at=now,
-        )
-
     async def _conclude(
-        self, held: Held, attempt_id: str, outcome: Outcome, secret_id: str | None
+        self, held: Held, attempt_id: str, outcome: Outcome, signed: Signed | None
     ) -> None:
-        """Record what an attempt met, then give the delivery and the destination their due."""
+        """Judge what an attempt met and put it on record. `signed` None: it came not so far."""
         delivery, settings = held.delivery, self._settings
         verdict = self._classify(outcome, delivery)
         after = after_attempt(
@@ -192,78 +177,99 @@ class Senders:
         )
         if after.due_at is None or not self._scheduler.keeps(after):
             after = msgspec.structs.replace(after, claimed_by=None)
-        attempt = Attempt(
-            id=attempt_id,
-            delivery_id=delivery.id,
-            attempt_number=after.attempt_count,
-            status_code=outcome.status_code,
-            response_body=self._response_text(outcome),
-            response_time=(outcome.ended_at - outcome.started_at) // MILLISECOND,
-            error_message=outcome.error_message,
-            failure_reason=None if verdict.decision == "success" else verdict.reason,
-            signing_secret_id=secret_id,
-            created_at=outcome.started_at,
+        attempt = of_outcome(
+            attempt_id,
+            after,
+            outcome,
+            verdict,
+            signed.secret_id if signed else None,
+            settings.max_response_body,
         )
-        fate = await self._record(attempt, after)
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
-        if self._destinations.done(held, failed, self._clock.now()):
-            _tell_suspension(delivery.destination)
+        # A write that has begun is seen through: cancelling it would leave in doubt whether the
+        # attempt is on record. Cancelled between tries, it is made again after the restart.
+        await self._record(held, attempt, _pinned(after, signed), failed, see_through=True)
+
+    async def _interrupted(
+        self, held: Held, attempt_id: str, started_at: Micros, signed: Signed
+    ) -> None:
+        """Put an attempt that was cut short on record, if storage is quick enough."""
+        now = self._clock.now()
+        after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
+        attempt = of_interruption(attempt_id, after, started_at, now, signed.secret_id)
+        await self._record(held, attempt, _pinned(after, signed), None, see_through=False)
+
+    async def _record(
+        self,
+        held: Held,
+        attempt: Attempt,
+        after: Delivery,
+        failed: bool | None,
+        *,
+        see_through: bool,
+    ) -> None:
+        """Make the attempt durable, however long storage takes."""
+
+        in_doubt = False
+
+        def record(tx: Tx) -> Fate:
+            # A commit that failed, with its connection say, may have happened all the same.
+            if in_doubt and any(
+                one.id == attempt.id for one in tx.attempts([after.id]).get(after.id, ())
+            ):
+                return "recorded"
+            return tx.record_attempt(self._node_id, attempt, after)
+
+        def recorded(fate: Fate) -> None:
+            self._recorded(held, attempt, after, failed, fate)
+
+        while True:
+            try:
+                with trio.CancelScope(shield=see_through):
+                    await self._storage.write(record, recorded)
+                    return
+            except StorageUnavailable as error:
+                log.warning("attempt_not_recorded", delivery_id=after.id, error=str(error))
+            in_doubt = True
+            await trio.sleep(_STORAGE_RETRY)
+
+    def _recorded(
+        self, held: Held, attempt: Attempt, after: Delivery, failed: bool | None, fate: Fate
+    ) -> None:
+        """Give the delivery and its destination their due; called by the commit."""
+        if fate != "lost":
+            self._on_recorded(attempt)
+        change = self._destinations.done(held, failed, self._clock.now())
         self._scheduler.settle(held, after if fate == "recorded" else None)
+        if change is not None:
+            self._scheduler.turned(after.destination, change)
+            _tell_change(after.destination, change)
         if fate == "recorded" and after.status == "failed":
             _tell_failure(after)
 
-    async def _record(self, attempt: Attempt, after: Delivery) -> Fate:
-        """Make the attempt durable, however long storage takes.
 
-        A write that has begun is seen through: cancelling it would leave in doubt whether the
-        attempt is on record. Cancelled between tries, the attempt is made again after the restart.
-        """
-        while True:
-            try:
-                with trio.CancelScope(shield=True):
-                    return await self._storage.write(
-                        lambda tx: tx.record_attempt(self._node_id, attempt, after),
-                        lambda fate: None if fate == "lost" else self._on_recorded(attempt),
-                    )
-            except StorageUnavailable as error:
-                log.warning("attempt_not_recorded", delivery_id=after.id, error=str(error))
-            await trio.sleep(_STORAGE_RETRY)
-
-    async def _interrupted(
-        self, held: Held, attempt_id: str, started_at: Micros, secret_id: str | None
-    ) -> None:
-        now = self._clock.now()
-        after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
-        attempt = Attempt(
-            id=attempt_id,
-            delivery_id=after.id,
-            attempt_number=after.attempt_count,
-            status_code=None,
-            response_body=None,
-            response_time=(now - started_at) // MILLISECOND,
-            error_message="interrupted: primeflowd was shut down during this attempt",
-            failure_reason="interrupted",
-            signing_secret_id=secret_id,
-            created_at=started_at,
-        )
-        await self._record(attempt, after)
-
-    def _response_text(self, outcome: Outcome) -> str | None:
-        """The response body as valid text of at most so many bytes (contract 5.5)."""
-        if outcome.status_code is None:
-            return None
-        limit = self._settings.max_response_body
-        # A body that fills the limit may end within a character: the decoder, not told that this
-        # is the end, leaves that character out instead of replacing it.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(outcome.body, final=len(outcome.body) < limit)
-        # NUL is text to SQLite but not to PostgreSQL; every storage shall show the same.
-        text = text.replace("\x00", "\ufffd")
-        # Replacement characters are longer than the bytes they stand for.
-        return text.encode()[:limit].decode(errors="ignore")
+def _headers(delivery: Delivery, attempt_id: str, signed: Signed) -> tuple[tuple[str, str], ...]:
+    """What every attempt carries (contract 6.4), and its signatures."""
+    return (
+        *_FIXED_HEADERS,
+        ("Primeflow-Delivery-Id", delivery.id),
+        ("Primeflow-Attempt", str(delivery.attempt_count + 1)),
+        ("Primeflow-Request-Id", attempt_id),
+        *signed.headers,
+    )
 
 
-def _tell_suspension(destination: str) -> None:
+def _pinned(after: Delivery, signed: Signed | None) -> Delivery:
+    """Pinned to the secret it was signed with, where its own is disabled by now (contract 6.3)."""
+    if signed is None or signed.secret_id == after.signing_secret_id:
+        return after
+    return msgspec.structs.replace(after, signing_secret_id=signed.secret_id)
+
+
+def _tell_change(destination: str, change: Change) -> None:
+    if change == "recovered":
+        log.info("destination_recovered", destination=destination)
+        return
     log.warning(
         "destination_suspended",
         destination=destination,

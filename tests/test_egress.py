@@ -149,7 +149,7 @@ def test_never_more_than_python_allows(
         assert not (mapped or address).is_multicast
 
 
-@given(st.one_of(st.ip_addresses(v=4, network=block) for block, _ in [("10.0.0.0/8", 0)]))
+@given(st.ip_addresses(v=4, network="10.0.0.0/8"))
 def test_deny_all_denies_all(address: ipaddress.IPv4Address) -> None:
     """7: deny wins over allow."""
     guard = EgressGuard(Egress(allow=("0.0.0.0/0",), deny=("10.0.0.0/8",)))

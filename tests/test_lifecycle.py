@@ -21,8 +21,9 @@ from primeflowd.lifecycle import (
     create_batch,
     create_batches,
 )
-from primeflowd.model import Batch, BatchStatus, SigningSecret, TerminalStatus, new_id
+from primeflowd.model import Batch, BatchStatus, TerminalStatus, new_id
 from primeflowd.redelivery import redeliver
+from primeflowd.testing.factories import make_secret
 from primeflowd.unit import Unit
 from tests.node import ACME, GLOBEX, NODE, START, URL, HandClock, Node, open_node
 
@@ -32,21 +33,6 @@ ENDS: tuple[TerminalStatus, ...] = ("succeeded", "failed", "partial_succeeded", 
 @pytest.fixture(params=["memory", "sqlite"])
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'p.db'}"
-
-
-def a_secret(is_current: bool) -> SigningSecret:
-    return SigningSecret(
-        id=new_id(),
-        org_id=ACME,
-        key_prefix="whsec_AAAA",
-        sealed=b"sealed",
-        is_current=is_current,
-        label=None,
-        disabled_at=None,
-        last_used_at=None,
-        created_at=START,
-        updated_at=START,
-    )
 
 
 async def registered(
@@ -435,10 +421,14 @@ async def test_concurrent_ends_make_one_delivery(storage_url: str) -> None:
 async def test_a_delivery_is_pinned_to_the_current_secret() -> None:
     """6.3: of its org, at the moment it is made."""
     async with open_node() as node:
-        former, later = a_secret(is_current=True), a_secret(is_current=False)
-        foreign = msgspec.structs.replace(a_secret(is_current=True), org_id=GLOBEX)
-        for secret in (former, later, foreign):
-            await node.storage.write(lambda tx, secret=secret: tx.put_secret(secret))
+        former, later = make_secret(org_id=ACME), make_secret(org_id=ACME, is_current=False)
+        foreign = make_secret(org_id=GLOBEX)
+
+        def put(unit: Unit) -> None:
+            for secret in (former, later, foreign):
+                unit.tx.put_secret(secret)
+
+        await node.perform(put)
         [first] = await node.deliveries((await node.ended()).id)
         assert first.signing_secret_id == former.id
 

@@ -56,7 +56,7 @@ async def completed(node: Node, job: Recovery, running: Recoveries | None = None
     """What the job is when it is done; the service runs until then."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon((running or service(node)).run)
-        while (stored := await progress(node, job)).status == "running":
+        while (stored := await progress(node, job)).status == "running":  # noqa: ASYNC110 - it is told to nobody
             await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
     return stored
@@ -203,9 +203,7 @@ async def test_a_job_does_not_redeliver_its_own_failures(autojump_clock: MockClo
 
 
 @pytest.mark.parametrize("since", ["in flight", "got through", "cancelled"])
-async def test_what_was_redelivered_since_is_skipped(
-    since: str, autojump_clock: MockClock
-) -> None:
+async def test_what_was_redelivered_since_is_skipped(since: str, autojump_clock: MockClock) -> None:
     """5.4: by a person, since the job was asked for, whatever became of it."""
     clock = HandClock()
     async with open_node(clock=clock) as node:
@@ -379,7 +377,7 @@ async def test_a_new_job_starts_at_once(autojump_clock: MockClock) -> None:
                 if told:
                     recoveries.rouse()
                 asked_at = trio.current_time()
-                while (await progress(node, job)).status == "running":
+                while (await progress(node, job)).status == "running":  # noqa: ASYNC110 - as above
                     await trio.sleep(0.05)
                 assert trio.current_time() - asked_at < most
                 # What this job made is out of the next one's way.

@@ -9,8 +9,9 @@ import trio
 from primeflowd.errors import NotFound, StateRefused
 from primeflowd.instants import HOUR, MINUTE, SECOND, rfc3339
 from primeflowd.lifecycle import NewBatch, create_batch
-from primeflowd.model import Attempt, BatchStatus, Delivery, new_id
+from primeflowd.model import BatchStatus, Delivery, new_id
 from primeflowd.redelivery import attempt_now, cancel_delivery, redeliver
+from primeflowd.testing.factories import make_attempt
 from primeflowd.unit import Unit
 from tests.node import ACME, GLOBEX, NODE, START, URL, HandClock, Node, open_node
 
@@ -111,7 +112,9 @@ async def test_a_redelivery_is_a_new_delivery_of_the_same_bytes(reason: str | No
         assert second.id != first.id
         assert (second.attempt_count, second.status) == (0, "pending")
         assert await node.delivery(second.id) == second
-        assert [body for _, body in node.schedule.admitted] == [await node.payload(first.batch_id)] * 2
+        assert [body for _, body in node.schedule.admitted] == [
+            await node.payload(first.batch_id)
+        ] * 2
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -122,21 +125,20 @@ async def test_of_concurrent_redeliveries_one_is_made(kind: str, tmp_path: Path)
         first = await the_delivery(node)
         await node.settle(first.id)
         made: list[Delivery] = []
-        refused: list[str] = []
+        refused: list[tuple[str, str | None]] = []
 
         async def request() -> None:
             try:
                 made.append(await node.perform(redeliver, ACME, first.batch_id))
             except StateRefused as error:
-                assert error.details is not None
-                refused.append(f"{error.code} {error.details['delivery_id']}")
+                refused.append((error.code, (error.details or {}).get("delivery_id")))
 
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(request)
 
         assert len(made) == 1
-        assert refused == [f"conflict {made[0].id}"] * 19
+        assert refused == [("conflict", made[0].id)] * 19
         assert [d.id for d in await node.deliveries(first.batch_id)] == [first.id, made[0].id]
         assert [d.id for d, _ in node.schedule.admitted] == [first.id, made[0].id]
 
@@ -168,18 +170,7 @@ async def test_an_attempt_under_way_goes_on_record_after_the_cancellation() -> N
     async with open_node() as node:
         delivery = await the_delivery(node)
         cancelled = await node.perform(cancel_delivery, ACME, delivery.id)
-        attempt = Attempt(
-            id=new_id(),
-            delivery_id=delivery.id,
-            attempt_number=1,
-            status_code=200,
-            response_body="ok",
-            response_time=5,
-            error_message=None,
-            failure_reason=None,
-            signing_secret_id=None,
-            created_at=START,
-        )
+        attempt = make_attempt(delivery_id=delivery.id)
         after = msgspec.structs.replace(
             delivery, status="succeeded", attempt_count=1, due_at=None, claimed_by=None
         )

@@ -28,7 +28,7 @@ Instant = Annotated[datetime, Meta(tz=True)]
 
 MAX_PLAN_ID: Final = 128
 
-_JSON: Final = re.compile(r'application/json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
+_JSON: Final = re.compile(r'application/json\s*(;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # The years 1970 to 9999: what a timestamp of ours can show.
 _LAST_INSTANT: Final[Micros] = 253_402_300_800 * SECOND - 1

@@ -62,8 +62,8 @@ def retry_after(outcome: Outcome) -> Micros | None:
         moment = email.utils.parsedate_to_datetime(value)
         # The form of asctime names no zone; an HTTP date is always UTC.
         instant = from_datetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        # What the lenient parser of e-mail dates raises for one kind of garbage or another.
+    except (ValueError, OverflowError):
+        # Not a date, or one with a number that no date has.
         return None
     return instant - outcome.ended_at if instant > outcome.ended_at else None
 

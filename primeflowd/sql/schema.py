@@ -42,7 +42,8 @@ def _revision(connection: Connection) -> str | None:
     """The revision of the schema; None where there is none yet."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    return connection.scalar(text("SELECT version_num FROM alembic_version"))
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
 def _migrate(connection: Connection, found: str | None, name: str) -> None:

@@ -65,11 +65,16 @@ class Session:
         """Drop what the present function did; False if that takes a rollback."""
         if self._written or self.failure is not None:
             return False
-        kept = (self._batches, self._deliveries, self._attempts, self._answers)
+        kept: list[dict[Any, Any]] = [
+            self._batches,
+            self._deliveries,
+            self._attempts,
+            self._answers,
+        ]
         for buffer, mark in zip(kept, self._marks, strict=True):
             # Dicts keep the order of insertion: the last ones are this function's.
             while len(buffer) > mark:
-                buffer.popitem()  # type: ignore[attr-defined]
+                buffer.popitem()
         return True
 
     def flush(self) -> None:
@@ -112,7 +117,7 @@ class Session:
         """As _read, for a caller that knows that nothing kept back matters to it."""
         try:
             return self._connection.execute(statement, values).all()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
             self._fail(error)
 
     def _write(self, statement: Executable, values: Any = None) -> int:
@@ -120,7 +125,7 @@ class Session:
         self.flush()
         try:
             changed = self._connection.execute(statement, values).rowcount
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
             self._fail(error)
         if changed:
             self._written = True
@@ -142,7 +147,7 @@ class Session:
                 self._cursor = self._connection.connection.cursor()
             self._cursor.execute(statement, values)
             changed = self._cursor.rowcount
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
             self._fail(error)
         if changed:
             self._written = True
@@ -153,7 +158,7 @@ class Session:
         buffer.clear()
         try:
             self._connection.exec_driver_sql(statement, values)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
             self._fail(error)
 
     def _fail(self, error: BaseException) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import ColumnElement, Select, Table, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, Table, select, tuple_
 
 from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Page
 from primeflowd.model import Batch, Item

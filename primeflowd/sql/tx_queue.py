@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Integer, Select, bindparam, func, select, update
 
+from primeflowd.hookspecs import Fate
 from primeflowd.instants import Micros
 from primeflowd.model import Attempt, Delivery
 from primeflowd.sql import rows
@@ -66,7 +67,7 @@ class QueueStatements(Session):
         due = self._due_at_head(until, limit, share, held)
         if due is None:
             due = self._due_by_destination(until, limit, share, held)
-        claimed = []
+        claimed: list[Any] = []
         for chunk in chunks([delivery_id for _, delivery_id, _ in due]):
             change = update(deliveries).where(deliveries.c.id.in_(chunk), DUE)
             change = change.values(claimed_by=node_id)
@@ -121,14 +122,16 @@ class QueueStatements(Session):
         change = update(deliveries).where(CLAIMED, deliveries.c.claimed_by != node_id)
         return self._write(change.values(claimed_by=None))
 
-    def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> bool:
+    def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> Fate:
         if after.id in self._deliveries:
             self.flush()
-        changes = (*delivery_changes(after), after.id, node_id)
-        if not self._write_hot(self._hot.record, changes) and not self._record_late(node_id, after):
-            return False
+        fate: Fate = "recorded"
+        if not self._write_hot(self._hot.record, (*delivery_changes(after), after.id, node_id)):
+            if not self._record_late(node_id, after):
+                return "lost"
+            fate = "ended"
         self._keep(self._attempts, (attempt.delivery_id, attempt.attempt_number), attempt)
-        return True
+        return fate
 
     def _record_late(self, node_id: str, after: Delivery) -> bool:
         """Count an attempt of a delivery that a person ended while it was under way."""

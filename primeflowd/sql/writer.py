@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import outcome
 import structlog
@@ -46,6 +46,9 @@ CLOSE_WITHIN: Final = 30
 _log = structlog.get_logger(__name__)
 
 
+Result: TypeAlias = outcome.Value[Any] | outcome.Error
+
+
 class _Operation:
     """A function on its way through the writer. `task` is None once nobody waits for it."""
 
@@ -57,7 +60,7 @@ class _Operation:
         self.function = function
         self.on_commit = on_commit
         self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
-        self.result: outcome.Outcome[Any] | None = None
+        self.result: Result | None = None
 
 
 class _Spoilt(Exception):
@@ -129,12 +132,12 @@ class Writer:
             if operation.on_commit is not None and isinstance(operation.result, outcome.Value):
                 try:
                     operation.on_commit(operation.result.value)
-                except Exception:  # a bug of one caller must not strand the others of the group
+                except Exception:  # noqa: BLE001 -- one caller's bug must not strand the others
                     _log.exception("a callback raised after its commit")
         for operation in group:
+            assert operation.result is not None
             if operation.task is not None:
-                task, operation.task = operation.task, None
-                trio.lowlevel.reschedule(task, operation.result)
+                trio.lowlevel.reschedule(operation.task, operation.result)
 
     # In the thread
 
@@ -156,18 +159,16 @@ class Writer:
                 self._commit_each(group)
         except StorageUnavailable as error:
             self._give_up(group, error)
-        except BaseException as error:
-            # Whatever it is, the thread lives on: without it every writer would wait for ever.
+        except BaseException as error:  # noqa: BLE001 -- without the thread all would wait for ever
             _log.exception("the storage writer met a bug")
             self._give_up(group, error)
-        try:
+        # Once the run has finished, nobody is left who waits.
+        with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._answer, group)
-        except trio.RunFinishedError:
-            pass  # nobody is left who waits
 
     def _commit_together(self, group: list[_Operation]) -> None:
         tx = self._begin()
-        results: list[outcome.Outcome[Any]] = []
+        results: list[Result] = []
         for operation in group:
             tx.begin_function()
             try:
@@ -195,13 +196,13 @@ class Writer:
                 result = self._commit_alone(operation)
             operation.result = result
 
-    def _commit_alone(self, operation: _Operation) -> outcome.Outcome[Any]:
+    def _commit_alone(self, operation: _Operation) -> Result:
         """Raises StorageUnavailable if the database cannot begin or commit at all."""
         tx = self._begin()
         try:
             value = operation.function(tx)
             tx.flush()
-        except BaseException as error:  # as above
+        except BaseException as error:  # noqa: BLE001 -- as above
             failure: BaseException | None = tx.failure or error
         else:
             failure = tx.failure

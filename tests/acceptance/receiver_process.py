@@ -54,6 +54,8 @@ class ReceiverProcess:
             with self._log.open("rb") as log:
                 log.seek(self._read)
                 for line in log:
+                    if not line.endswith(b"\n"):
+                        break  # read in the middle of its being written
                     self._read += len(line)
                     self._arrivals.append(_arrival(json.loads(line)))
         return self._arrivals
@@ -61,7 +63,7 @@ class ReceiverProcess:
     def succeeded(self) -> set[str]:
         """The batches whose callback was answered well."""
         return {
-            arrival.headers["webhook-id"]
+            str(json.loads(arrival.body)["batch_id"])
             for arrival in self.arrivals()
             if self._answered_well(arrival.number)
         }

@@ -6,7 +6,6 @@ import pytest
 import trio
 
 from tests.api.harness import Api, problem
-from tests.node import START
 
 PATH = "/v1/policies/retry"
 
@@ -39,7 +38,9 @@ async def test_plan_ids_that_are_none(api: Api, plan_id: object) -> None:
     assert (await api.get(f"{PATH}/list")).json() == []
 
 
-@pytest.mark.parametrize("plan_id", ["x" * 128, "ünïcode", "a b/c?&=%", "Ⅷ", "é", "é"])
+@pytest.mark.parametrize(
+    "plan_id", ["x" * 128, "ünïcode", "a b/c?&=%", "\u2167", "\u00e9", "e\u0301"]
+)
 async def test_plan_ids_are_compared_byte_for_byte(api: Api, plan_id: str) -> None:
     """3.1: whatever the spelling, the same bytes find it, and no others do."""
     await api.made(PATH, {"plan_id": plan_id, "delays": ["1m"]}, 200)
@@ -241,4 +242,3 @@ async def test_x_org_id_is_required_here(api: Api, path: str) -> None:
     for headers in ({}, {"X-Organization-Id": "acme"}):
         response = await api.get(path, key=api.key, headers=headers)
         assert problem(response) == (400, "invalid_request", "org_id_required")
-    assert START == api.clock.now()

@@ -154,6 +154,7 @@ def test_3_6_the_fraction_of_the_end_of_the_attempt_counts() -> None:
 
 @given(st.text(max_size=80) | st.from_regex(r"[0-9A-Za-z,: +-]{0,60}", fullmatch=True))
 @example("9" * 5000)
+@example("Sun, 06 Nov 99999999999999999999 08:49:37 GMT")
 @example("Mon, 99 Zzz 99999999999999999999 99:99:99 GMT")
 @example("Fri, 31 Dec 9999 23:59:59 -2359")
 @example("Sat, 01 Jan 0001 00:00:00 +2359")

@@ -1,0 +1,233 @@
+"""The statements of a storage in memory: Tx over dicts.
+
+Queries scan; only what every callback asks for is looked up. Fails as a database would:
+UniqueViolation where a row exists.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from primeflowd.builtin.memory_access import MemoryAccess, newest_first, of_org
+from primeflowd.errors import UniqueViolation
+from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Fate, Page
+from primeflowd.instants import Micros
+from primeflowd.model import TERMINAL_DELIVERY, Attempt, Batch, Delivery, Item
+
+R = TypeVar("R", Batch, Delivery)
+
+
+class MemoryTx(MemoryAccess):
+    """Tx over dicts, whose values are never changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batches: dict[str, Batch] = {}
+        self._items: dict[str, dict[int, Item]] = {}
+        self._deliveries: dict[str, Delivery] = {}
+        self._in_flight: dict[str, str] = {}
+        self._unclaimed: dict[str, bool] = {}
+        self._attempts: dict[str, tuple[Attempt, ...]] = {}
+
+    # Batches and items
+
+    def batch(self, org_id: str, batch_id: str) -> Batch | None:
+        return of_org(self._batches, org_id, batch_id)
+
+    def taken_batch_ids(self, batch_ids: Collection[str]) -> set[str]:
+        return {batch_id for batch_id in batch_ids if batch_id in self._batches}
+
+    def insert_batch(self, batch: Batch) -> None:
+        if batch.id in self._batches:
+            raise UniqueViolation(f"batch {batch.id} exists")
+        self._put(self._batches, batch.id, batch)
+
+    def update_batch(self, batch: Batch) -> None:
+        if batch.id in self._batches:
+            self._put(self._batches, batch.id, batch)
+
+    def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]:
+        found = (
+            batch
+            for batch in self._batches.values()
+            if batch.org_id == org_id
+            and where.status in (None, batch.status)
+            and where.plan_id in (None, batch.plan_id)
+            and _created_within(batch, where)
+        )
+        return _page(found, page)
+
+    def items(self, batch_id: str, after_index: int | None, limit: int | None) -> list[Item]:
+        found = self._items.get(batch_id, {})
+        after = [found[i] for i in sorted(found) if after_index is None or i > after_index]
+        return after[:limit]
+
+    def find_items(
+        self, batch_id: str, indexes: Collection[int], client_refs: Collection[str]
+    ) -> list[Item]:
+        return [
+            item
+            for item in self._items.get(batch_id, {}).values()
+            if item.sequence_index in indexes or item.client_ref in client_refs
+        ]
+
+    def put_items(self, items: Sequence[Item]) -> None:
+        for batch_id in {item.batch_id for item in items}:
+            own = {item.sequence_index: item for item in items if item.batch_id == batch_id}
+            merged = self._items.get(batch_id, {}) | own
+            refs = [item.client_ref for item in merged.values() if item.client_ref is not None]
+            if len(refs) != len(set(refs)):
+                raise UniqueViolation(f"two items of batch {batch_id} share a client_ref")
+            self._put(self._items, batch_id, merged)
+
+    # Deliveries
+
+    def insert_delivery(self, delivery: Delivery) -> None:
+        if delivery.id in self._deliveries:
+            raise UniqueViolation(f"delivery {delivery.id} exists")
+        self._store(delivery)
+
+    def _store(self, delivery: Delivery) -> None:
+        if delivery.status not in TERMINAL_DELIVERY:
+            self._claim_key(self._in_flight, delivery.batch_id, delivery.id)
+        elif self._in_flight.get(delivery.batch_id) == delivery.id:
+            self._put(self._in_flight, delivery.batch_id, None)
+        waits = delivery.status == "pending" and delivery.claimed_by is None
+        self._put(self._unclaimed, delivery.id, waits or None)
+        self._put(self._deliveries, delivery.id, delivery)
+
+    def delivery(self, org_id: str | None, delivery_id: str) -> Delivery | None:
+        if org_id is None:
+            return self._deliveries.get(delivery_id)
+        return of_org(self._deliveries, org_id, delivery_id)
+
+    def in_flight(self, batch_id: str) -> Delivery | None:
+        delivery_id = self._in_flight.get(batch_id)
+        return self._deliveries[delivery_id] if delivery_id is not None else None
+
+    def deliveries(self, org_id: str, where: DeliveryFilter, page: Page) -> list[Delivery]:
+        return _page(self._matching(org_id, where), page)
+
+    def count_deliveries(self, org_id: str, where: DeliveryFilter) -> int:
+        return len(self._matching(org_id, where))
+
+    def failed_after(
+        self, org_id: str, where: DeliveryFilter, position: str | None, limit: int
+    ) -> list[Delivery]:
+        found = [
+            delivery
+            for delivery in self._matching(org_id, where)
+            if delivery.status == "failed" and (position is None or delivery.id > position)
+        ]
+        return sorted(found, key=lambda delivery: delivery.id)[:limit]
+
+    def _matching(self, org_id: str, where: DeliveryFilter) -> list[Delivery]:
+        return [
+            delivery
+            for delivery in self._deliveries.values()
+            if delivery.org_id == org_id
+            and where.status in (None, delivery.status)
+            and where.batch_id in (None, delivery.batch_id)
+            and (where.failure_reason in (None, delivery.failure_reason))
+            and where.destination in (None, delivery.destination)
+            and (where.ids is None or delivery.id in where.ids)
+            and _created_within(delivery, where)
+        ]
+
+    def update_delivery(self, delivery: Delivery) -> None:
+        if delivery.id in self._deliveries:
+            self._store(delivery)
+
+    def attempts(self, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
+        return {
+            delivery_id: sorted(self._attempts[delivery_id], key=lambda a: a.attempt_number)
+            for delivery_id in delivery_ids
+            if delivery_id in self._attempts
+        }
+
+    def payloads(self, batch_ids: Collection[str]) -> dict[str, bytes]:
+        batches = (self._batches[batch_id] for batch_id in batch_ids if batch_id in self._batches)
+        return {batch.id: batch.payload for batch in batches if batch.payload is not None}
+
+    # The queue
+
+    def claim(
+        self, node_id: str, until: Micros, limit: int, share: int, held: dict[str, int]
+    ) -> list[Delivery]:
+        waiting = (self._deliveries[delivery_id] for delivery_id in self._unclaimed)
+        due = sorted(
+            (delivery.due_at, delivery.id, delivery.destination)
+            for delivery in waiting
+            if delivery.due_at is not None and delivery.due_at <= until
+        )
+        taken = Counter(held)
+        claimed: list[Delivery] = []
+        for _, delivery_id, destination in due:
+            if len(claimed) >= limit:
+                break
+            if taken[destination] < share:
+                taken[destination] += 1
+                claimed.append(self._reclaim(delivery_id, node_id))
+        return claimed
+
+    def _reclaim(self, delivery_id: str, node_id: str | None) -> Delivery:
+        delivery = replace(self._deliveries[delivery_id], claimed_by=node_id)
+        self._store(delivery)
+        return delivery
+
+    def release(self, node_id: str, delivery_ids: Collection[str] | None) -> int:
+        chosen = self._deliveries if delivery_ids is None else set(delivery_ids)
+        return self._free(
+            delivery
+            for delivery_id in chosen
+            if (delivery := self._deliveries.get(delivery_id)) and delivery.claimed_by == node_id
+        )
+
+    def release_lost(self, node_id: str) -> int:
+        return self._free(
+            delivery
+            for delivery in self._deliveries.values()
+            if delivery.claimed_by not in (None, node_id)
+        )
+
+    def _free(self, deliveries: Iterable[Delivery]) -> int:
+        claimed = list(deliveries)
+        for delivery in claimed:
+            self._reclaim(delivery.id, None)
+        return len(claimed)
+
+    def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> Fate:
+        stored = self._deliveries.get(after.id)
+        if stored is None or stored.claimed_by != node_id:
+            return "lost"
+        recorded = self._attempts.get(attempt.delivery_id, ())
+        if any(other.attempt_number == attempt.attempt_number for other in recorded):
+            raise UniqueViolation(f"attempt {attempt.attempt_number} is on record already")
+        ended = stored.status in TERMINAL_DELIVERY
+        if ended:
+            after = replace(
+                stored,
+                attempt_count=stored.attempt_count + 1,
+                interruptions=after.interruptions,
+                updated_at=after.updated_at,
+                claimed_by=None,
+            )
+        self._store(after)
+        self._put(self._attempts, attempt.delivery_id, (*recorded, attempt))
+        return "ended" if ended else "recorded"
+
+
+def _created_within(value: Batch | Delivery, where: BatchFilter | DeliveryFilter) -> bool:
+    after, before = where.created_after, where.created_before
+    return (after is None or value.created_at > after) and (
+        before is None or value.created_at < before
+    )
+
+
+def _page(values: Iterable[R], page: Page) -> list[R]:
+    found = newest_first(values)
+    if page.before is not None:
+        found = [value for value in found if (value.created_at, value.id) < page.before]
+    return found[: page.limit]

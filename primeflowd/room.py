@@ -1,0 +1,62 @@
+"""How many deliveries this node may hold: in all, for one destination, for one that is ill.
+
+Pure counting, for the scheduler. Asking is allowed in any thread; changing is not.
+"""
+
+from primeflowd.config import DeliverySettings
+from primeflowd.destinations import Destinations
+
+
+class Room:
+    """Counts of held deliveries against `active_limit` and `destination_share`.
+
+    Of a destination that is suspended or being probed only a few are held: else a handful of
+    dead ones, each with its share, would leave no room for those that work.
+    """
+
+    def __init__(self, settings: DeliverySettings, destinations: Destinations) -> None:
+        self.limit = settings.active_limit
+        self.share = max(1, int(settings.active_limit * settings.destination_share))
+        self.share_if_ill = min(self.share, settings.window_initial)
+        self._destinations = destinations
+        self._count: dict[str, int] = {}
+        self._total = 0
+
+    def left(self) -> int:
+        """How many more fit in, whatever their destinations."""
+        return self.limit - self._total
+
+    def fits(self, destination: str) -> bool:
+        """Whether one more for `destination` fits in."""
+        share = self._share_of(destination)
+        return self._total < self.limit and self._count.get(destination, 0) < share
+
+    def overfull(self, destination: str) -> bool:
+        """Whether more is held for it than its share: it has turned ill since."""
+        return self._count.get(destination, 0) > self._share_of(destination)
+
+    def add(self, destination: str) -> None:
+        self._count[destination] = self._count.get(destination, 0) + 1
+        self._total += 1
+
+    def remove(self, destination: str) -> None:
+        left = self._count[destination] - 1
+        if left:
+            self._count[destination] = left
+        else:
+            del self._count[destination]
+        self._total -= 1
+
+    def taken(self) -> dict[str, int]:
+        """What each destination has of its share, as `Tx.claim` wants it."""
+        taken = dict(self._count)
+        for name in self._destinations.ill():
+            taken[name] = taken.get(name, 0) + self.share - self.share_if_ill
+        return taken
+
+    def at_share(self) -> set[str]:
+        """The destinations that have all of their share."""
+        return {name for name, count in self._count.items() if count >= self.share}
+
+    def _share_of(self, destination: str) -> int:
+        return self.share_if_ill if destination in self._destinations.ill() else self.share

@@ -1,0 +1,118 @@
+"""What the tests of the network side share: settings for loopback, a resolver, certificates."""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+import trustme
+
+from primeflowd.callback_url import parse
+from primeflowd.config import DeliverySettings, Egress
+from primeflowd.connector import SocketAddress
+from primeflowd.durations import Duration
+from primeflowd.transport import Request
+
+LOOPBACK = Egress(allow=("127.0.0.0/8",))
+
+
+def settings(
+    *,
+    timeout: str = "5s",
+    connect_timeout: str = "5s",
+    ca_file: Path | str = "",
+    egress: Egress = LOOPBACK,
+    max_idle_per_destination: int = 32,
+    max_response_body: int = 8192,
+    concurrency: int = 256,
+) -> DeliverySettings:
+    return DeliverySettings(
+        timeout=Duration(timeout),
+        connect_timeout=Duration(connect_timeout),
+        ca_file=str(ca_file),
+        egress=egress,
+        max_idle_per_destination=max_idle_per_destination,
+        max_response_body=max_response_body,
+        concurrency=concurrency,
+    )
+
+
+def request(url: str, body: bytes = b"{}", headers: tuple[tuple[str, str], ...] = ()) -> Request:
+    return Request(parse(url), headers, body)
+
+
+class FixedResolver:
+    """Resolves any name to what it is told; the answers in turn, the last one for good.
+
+    An answer is a list of `(ip, port)`, an OSError to raise, or None to never come back.
+    test_connector.py checks that it answers in the form of the real one.
+    """
+
+    def __init__(self, *answers: list[tuple[str, int]] | OSError | None) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, int]] = []
+
+    async def __call__(self, host: str, port: int) -> list[tuple[int, SocketAddress]]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append((host, port))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            await trio.sleep_forever()
+        if isinstance(answer, OSError):
+            raise answer
+        found: list[tuple[int, SocketAddress]] = []
+        for ip, to_port in answer:
+            if ":" in ip:
+                found.append((socket.AF_INET6, (ip, to_port, 0, 0)))
+            else:
+                found.append((socket.AF_INET, (ip, to_port)))
+        return found
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[int]:
+    """A port of 127.0.0.1 that answers no SYN, as a firewall that drops packets."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        # Linux drops what comes once the backlog is full.
+        while True:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.05)
+            try:
+                filler.connect(address)
+            except TimeoutError:
+                break
+        yield address[1]
+
+
+def closed_port() -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def open_files() -> int:
+    """How many file descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Authority:
+    """A certificate authority of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._ca = trustme.CA()
+        self.ca_file = directory / "ca.pem"
+        self._ca.cert_pem.write_to_path(str(self.ca_file))
+
+    def server(self, *names: str, **options: object) -> ssl.SSLContext:
+        """A server's context with a certificate for `names`."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._ca.issue_cert(*names, **options).configure_cert(context)  # type: ignore[arg-type]
+        return context

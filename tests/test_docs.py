@@ -1,0 +1,154 @@
+"""What the documentation names exists, and what exists is named: commands, settings, routes, hooks."""
+
+import ast
+import inspect
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import primeflowd
+from primeflowd import config, hookspecs
+from primeflowd.api import app, health
+from primeflowd.cli import primeflowd as command_line
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLUGINS = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
+HOOKS = {
+    name: function
+    for name, function in inspect.getmembers(hookspecs, inspect.isfunction)
+    if hasattr(function, f"{hookspecs.PROJECT}_spec")
+}
+
+
+def leaf_commands(group: click.Group, path: str) -> Iterator[str]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from leaf_commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks, those inside lists without their indent."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+
+
+def commands_in(text: str) -> set[tuple[str, ...]]:
+    """The uses of `primeflowd` in shell text and in code spans, as words."""
+    shell = "\n".join(blocks(text, "sh"))
+    spans = "\n".join(re.findall(r"`([^`\n]+)`", text))
+    uses = re.findall(
+        r"(?:^|[ (/])primeflowd ((?:[a-z-]+|'[^']*'|[A-Za-z./-]+)(?: [^\n;&)|>]+)?)",
+        shell + "\n" + spans,
+        re.MULTILINE,
+    )
+    return {tuple(shlex.split(re.sub(r" \d?$", "", use))) for use in uses}
+
+
+def test_every_command_is_in_the_readme() -> None:
+    for command in leaf_commands(command_line, "primeflowd"):
+        assert f"| `{command}` |" in README, command
+
+
+def test_commands_of_the_documentation_exist() -> None:
+    uses = commands_in(README) | commands_in(PLUGINS)
+    assert len(uses) > 8
+    for words in uses:
+        parser: click.Command = command_line
+        rest = list(words)
+        while isinstance(parser, click.Group) and rest:
+            found = parser.get_command(click.Context(parser), rest.pop(0))
+            assert found is not None, words
+            parser = found
+        known = {name for parameter in parser.params for name in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= known, words
+
+
+def test_every_table_of_settings_is_in_the_readme() -> None:
+    for table, key, *_ in config.settings():
+        assert (f"| `[{table}]` |" if table else f"`{key}`") in README, f"[{table}] {key}"
+
+
+def test_settings_of_the_documentation_exist() -> None:
+    """The configuration in the tour, and the tables named in prose."""
+    tables = {table for table, *_ in config.settings()} | {"plugins.example"}
+    for text in (README, PLUGINS):
+        assert set(re.findall(r"`\[([a-z_.]+)\]", text)) <= tables
+        for block in blocks(text, "toml"):
+            config.from_mapping(tomllib.loads(block))
+    [tour] = re.findall(r"cat > primeflowd.toml <<'END'\n(.*?)^END$", README, re.DOTALL | re.M)
+    config.from_mapping(tomllib.loads(tour))
+
+
+def test_every_route_is_in_the_readme_and_the_other_way_round() -> None:
+    served = {(route.method, re.sub(r"<[a-z_:]+>", "{id}", route.path)) for route in app.ROUTES}
+    served |= {("GET", path) for path, _ in health.OPEN_ROUTES}
+    rows = re.findall(r"((?:`[A-Z]+` )*`[A-Z]+) (/[^`]*)`", README)
+    told = {(method, path) for methods, path in rows for method in re.findall("[A-Z]+", methods)}
+    assert told == served
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_is_in_the_documentation(name: str) -> None:
+    """With its exact arguments, for those who write plugins."""
+    arguments = ", ".join(inspect.signature(HOOKS[name]).parameters)
+    assert f"| `{name}({arguments})` |" in PLUGINS
+    assert f"`{name}`" in README
+
+
+def test_hooks_are_found() -> None:
+    assert sorted(HOOKS) == [
+        "attempts_recorded",
+        "classify_outcome",
+        "open_storage",
+        "register_signers",
+    ]
+
+
+def test_python_of_the_documentation_compiles() -> None:
+    for text in (README, PLUGINS):
+        for block in blocks(text, "python"):
+            ast.parse(block)
+
+
+def test_signer_of_the_plugin_documentation_works() -> None:
+    [example] = [block for block in blocks(PLUGINS, "python") if "LengthSigner" in block]
+    namespace: dict[str, object] = {"__name__": "example"}
+    exec(compile(example, "plugins/README.md", "exec"), namespace)
+    register = namespace["register_signers"]
+    assert callable(register)
+    [signer] = register(config.Config())
+    request = hookspecs.SigningRequest("b", "d", "a", 1, b"1234", ("whsec_x",))
+    assert list(signer.sign(request)) == [("X-Body-Length", "4")]
+
+
+def test_marked_commands_are_the_only_ones_in_their_block() -> None:
+    """`.ci/run` and the acceptance test take them from here."""
+    for marker in ("demo-command", "test-command"):
+        [block] = re.findall(rf"<!-- {marker} -->\n```sh\n(.*?)```", README, re.DOTALL)
+        assert len(block.splitlines()) == 1
+        assert block.startswith("python3 -m venv .venv && ")
+
+
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    for folder in (ROOT, ROOT / "plugins"):
+        for page in folder.glob("*.md"):
+            for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+                if not target.startswith("https://"):
+                    assert (folder / target).exists(), f"{page.name}: {target}"
+
+
+def test_changelog_has_this_version_or_is_waiting_for_it() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0].startswith(primeflowd.__version__)

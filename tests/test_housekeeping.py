@@ -1,0 +1,166 @@
+"""The chores: a failed storage is probed, old answers go, last uses are written down."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from primeflowd.builtin.memory import MemoryStorage, open_memory
+from primeflowd.builtin.signers import StandardWebhooks
+from primeflowd.clock import TrioClock
+from primeflowd.config import DefaultPolicy
+from primeflowd.errors import StorageUnavailable
+from primeflowd.hookspecs import Tx
+from primeflowd.housekeeping import Housekeeping
+from primeflowd.instants import DAY, SECOND, rfc3339
+from primeflowd.keyring import Keyring
+from primeflowd.model import SigningSecret
+from primeflowd.signing import Signatures
+from primeflowd.signing_secrets import create_secret
+from primeflowd.testing.factories import ORG, make_answer, make_delivery
+from primeflowd.unit import Unit
+
+KEYRING = Keyring(bytes(32))
+BROKEN = StorageUnavailable("disk full")
+
+
+class House:
+    """A storage and its housekeeping."""
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self.storage = storage
+        self.clock = TrioClock()
+        self.signatures = Signatures(storage, KEYRING, [StandardWebhooks()], self.clock)
+        self.housekeeping = Housekeeping(storage, self.signatures, self.clock)
+
+    async def break_down(self) -> None:
+        """Storage fails, and a write has met it."""
+        self.storage.fail_with = BROKEN
+        with pytest.raises(StorageUnavailable):
+            await self.storage.write(lambda tx: tx.put_note("x", "y"))
+        assert not self.storage.statistics().healthy
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[House]:
+    """A house whose chores are being done."""
+    async with open_memory() as storage, trio.open_nursery() as nursery:
+        house = House(storage)
+        nursery.start_soon(house.housekeeping.run)
+        yield house
+        nursery.cancel_scope.cancel()
+
+
+# The probe
+
+
+async def test_a_healthy_storage_is_not_probed(autojump_clock: MockClock) -> None:
+    """Section 8: an idle daemon writes nothing."""
+    async with running() as house:
+        await trio.sleep(500)
+        assert house.storage.statistics().commits == 0
+        assert await house.storage.read(lambda tx: tx.note("last_probe")) is None
+
+
+async def test_a_storage_that_is_back_is_noticed(autojump_clock: MockClock) -> None:
+    """Section 8: /readyz turns green again although nobody writes, because the probe does."""
+    async with running() as house:
+        await house.break_down()
+        with capture_logs() as logs:
+            await trio.sleep(3.5)
+            assert not house.storage.statistics().healthy
+            assert [entry["event"] for entry in logs] == ["storage_unavailable"] * 3
+            house.storage.fail_with = None
+            await trio.sleep(1)
+            assert house.storage.statistics().healthy
+            assert [entry["event"] for entry in logs[3:]] == ["storage_recovered"]
+            commits = house.storage.statistics().commits
+            await trio.sleep(30)
+            assert len(logs) == 4
+        assert commits == house.storage.statistics().commits == 1
+        written = await house.storage.read(lambda tx: tx.note("last_probe"))
+        assert written == rfc3339(house.clock.now() - round(30.5 * SECOND))
+
+
+# Answers
+
+
+async def answer_exists(house: House, key: str) -> bool:
+    return await house.storage.read(
+        lambda tx: tx.answer(ORG, "POST", "/v1/batches", key) is not None
+    )
+
+
+async def test_answers_live_for_a_day(autojump_clock: MockClock) -> None:
+    """2.6: kept for 24 h, gone soon after."""
+    async with running() as house:
+        now = house.clock.now()
+        ages = {"old": DAY + SECOND, "almost": DAY - 700 * SECOND, "new": 0}
+
+        def put(tx: Tx) -> None:
+            for key, age in ages.items():
+                tx.put_answer(make_answer(key=key, created_at=now - age))
+
+        await house.storage.write(put)
+        await trio.sleep(601)
+        assert [key for key in ages if await answer_exists(house, key)] == ["almost", "new"]
+        await trio.sleep(600)
+        assert [key for key in ages if await answer_exists(house, key)] == ["new"]
+
+
+async def test_many_answers_go_at_once_in_small_transactions(autojump_clock: MockClock) -> None:
+    """2.6: no purge holds up a callback; none leaves a backlog."""
+    async with running() as house:
+        created_at = house.clock.now() - 2 * DAY
+        keys = [str(number) for number in range(1200)]
+
+        def put(tx: Tx) -> None:
+            for key in keys:
+                tx.put_answer(make_answer(key=key, created_at=created_at))
+
+        await house.storage.write(put)
+        before = house.storage.statistics().commits
+        await trio.sleep(601)
+        assert not any([await answer_exists(house, key) for key in keys])
+        assert house.storage.statistics().commits == before + 3
+
+
+async def test_a_purge_that_fails_is_made_up_for(autojump_clock: MockClock) -> None:
+    """2.6"""
+    async with running() as house:
+        answer = make_answer(created_at=house.clock.now() - 2 * DAY)
+        await house.storage.write(lambda tx: tx.put_answer(answer))
+        house.storage.fail_with = BROKEN
+        await trio.sleep(601)
+        house.storage.fail_with = None
+        assert await answer_exists(house, answer.key)
+        await trio.sleep(600)
+        assert not await answer_exists(house, answer.key)
+
+
+# Last use
+
+
+async def test_last_uses_are_written_down(autojump_clock: MockClock) -> None:
+    """6.1: `last_used_at`, within a minute; also after a failure."""
+    async with running() as house:
+
+        def create(tx: Tx) -> SigningSecret:
+            unit = Unit(tx, house.clock.now(), DefaultPolicy(), lambda destination: None)
+            return create_secret(unit, KEYRING, ORG, None)[0]
+
+        secret = await house.storage.write(create)
+        assert secret.last_used_at is None
+        used_at = house.clock.now()
+        await house.signatures.sign(make_delivery(org_id=ORG), "attempt", b"{}")
+        house.storage.fail_with = BROKEN
+        await trio.sleep(61)
+        house.storage.fail_with = None
+        assert await house.storage.read(lambda tx: tx.secret(ORG, secret.id)) == secret
+        await trio.sleep(60)
+        expected = msgspec.structs.replace(secret, last_used_at=used_at)
+        assert await house.storage.read(lambda tx: tx.secret(ORG, secret.id)) == expected

@@ -1,0 +1,226 @@
+"""http_response.py: the same result however the bytes are cut, and nothing beyond the limits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primeflowd.http_response import CHUNK, BadResponse, ResponseReader
+
+MAX_HEAD = 1024
+MAX_BODY = 64
+
+
+def read(data: bytes, cuts: list[int] | None = None) -> tuple[ResponseReader, bool]:
+    """A reader that was fed `data`, cut as a socket might; whether it wants no more."""
+    reader = ResponseReader(MAX_HEAD, MAX_BODY)
+    position = 0
+    done = False
+    for cut in [*(cuts or []), len(data)]:
+        while position < cut and not done:
+            piece = data[position : min(cut, position + reader.wanted)]
+            done = reader.feed(piece)
+            position += len(piece)
+    return reader, done
+
+
+COMPLETE = [
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
+    (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", True),
+    (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", 304, b"", True),
+    (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", 302, b"", True),
+    (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 200, b"", True),
+    (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
+    (
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok",
+        *(200, b"ok", True),
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nok\r\n1\r\n!\r\n0\r\n\r\n",
+        *(200, b"ok!", True),
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: t\r\n\r\n",
+        *(200, b"", True),
+    ),
+    (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nX-Early: 1\r\n\r\n"
+        b"HTTP/1.1 500 No\r\nContent-Length: 1\r\n\r\n!",
+        *(500, b"!", True),
+    ),
+    (b"HTTP/1.1 599 Odd\r\nContent-Length: 0\r\n\r\n", 599, b"", True),
+    (b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", 200, b"ok", True),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "body", "keep_alive"), COMPLETE)
+def test_complete_responses(data: bytes, status: int, body: bytes, keep_alive: bool) -> None:
+    """5.2: chunked, by length, without body, after 1xx, HTTP/1.0, lone LFs."""
+    for cuts in ([], list(range(1, len(data)))):
+        reader, done = read(data, cuts)
+        assert done
+        assert (reader.status, reader.body, reader.keep_alive) == (status, body, keep_alive)
+        assert not {"x-early", "x-trailer"} & {name for name, _ in reader.headers}
+
+
+@given(st.sampled_from(COMPLETE), st.lists(st.integers(0, 200)).map(sorted))
+def test_cuts_make_no_difference(response: tuple[bytes, int, bytes, bool], cuts: list[int]) -> None:
+    """A socket may cut a response anywhere."""
+    data, *expected = response
+    reader, done = read(data, [cut for cut in cuts if cut < len(data)])
+    assert done
+    assert [reader.status, reader.body, reader.keep_alive] == expected
+
+
+def test_headers() -> None:
+    """Names in lower case, values as Latin-1 without blanks around, in order, doubles kept."""
+    reader, _ = read(
+        b"HTTP/1.1 200 \xe9\r\nX-A:  1 \r\nx-a: \xe9\r\nEmpty:\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert reader.headers == [("x-a", "1"), ("x-a", "é"), ("empty", ""), ("content-length", "0")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello",
+        b"\x16\x03\x01\x02\x00",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 1000 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 099 No\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nX : y\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: \x00\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"<html><body>502 Bad Gateway</body></html>",
+    ],
+)
+def test_garbage(data: bytes) -> None:
+    """5.3: what is not HTTP, or switches away from it, is a response error."""
+    for cuts in ([], list(range(1, len(data)))):
+        with pytest.raises(BadResponse):
+            read(data, cuts)
+
+
+def head_of(size: int) -> bytes:
+    start, end = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: ", b"\r\n\r\n"
+    return start + b"x" * (size - len(start) - len(end)) + end
+
+
+def test_head_limit_is_exact() -> None:
+    """7: a head of exactly the limit is read, one byte more is refused."""
+    reader, done = read(head_of(MAX_HEAD))
+    assert done
+    assert reader.status == 200
+    with pytest.raises(BadResponse, match="over 1024 bytes"):
+        read(head_of(MAX_HEAD + 1))
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 5000,
+        b"HTTP/1.1 200 OK\r\n" + b"y" * 5000,
+        b"HTTP/1.1 200 " + b"y" * 5000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 1000,
+        b"\r\n" * 3000,
+    ],
+)
+def test_head_limit_holds_against_every_kind_of_head(endless: bytes) -> None:
+    """7: endless headers, names, values, reasons, 1xx responses and blank lines."""
+    with pytest.raises(BadResponse, match="over 1024 bytes"):
+        read(endless)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_limit(chunked: bool) -> None:
+    """5.5: a body of exactly the limit is whole; of a longer one the first bytes are kept."""
+
+    def response(size: int) -> bytes:
+        if chunked:
+            framed = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"b" * size)
+            return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + framed
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (size, b"b" * size)
+
+    reader, done = read(response(MAX_BODY))
+    assert done
+    assert (reader.body, reader.keep_alive) == (b"b" * MAX_BODY, True)
+    reader, done = read(response(MAX_BODY + 1), [len(response(MAX_BODY + 1)) - 6])
+    assert reader.body == b"b" * MAX_BODY
+    # Big ones are not read to their end only to save a connection.
+    reader, done = read(response(10 * CHUNK))
+    assert done
+    assert reader.received <= 2 * CHUNK
+    assert (reader.body, reader.keep_alive) == (b"b" * MAX_BODY, False)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"1;" + b"x" * 100_000,  # a chunk extension
+        b"0\r\n" + b"X: y\r\n" * 20_000,  # trailers
+        b"0\r\nX: " + b"y" * 100_000,  # one trailer
+    ],
+)
+def test_framing_of_a_body_is_limited_too(endless: bytes) -> None:
+    """7: what is around the body cannot go on for ever either; the status stands."""
+    reader, done = read(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + endless)
+    assert done
+    assert reader.received <= 2 * MAX_HEAD + MAX_BODY + CHUNK
+    assert (reader.status, reader.keep_alive) == (200, False)
+
+
+def test_broken_body_leaves_the_status() -> None:
+    """5.2: a 2xx whose body breaks off is a 2xx."""
+    reader, done = read(b"HTTP/1.1 201 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n")
+    assert done
+    assert (reader.status, reader.body, reader.keep_alive) == (201, b"ok", False)
+
+
+def test_body_until_close() -> None:
+    """Without a length the body goes on until the connection closes."""
+    reader, done = read(b"HTTP/1.1 200 OK\r\n\r\nabc")
+    assert not done
+    assert (reader.status, reader.body, reader.keep_alive) == (200, b"abc", False)
+
+
+@pytest.mark.parametrize("stray", [b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"oops"])
+def test_bytes_behind_a_response_spoil_the_connection(stray: bytes) -> None:
+    """An answer to nothing must never be taken for the answer to the next request."""
+    reader, done = read(b"HTTP/1.1 204 No Content\r\n\r\n" + stray)
+    assert done
+    assert (reader.status, reader.body, reader.keep_alive) == (204, b"", False)
+
+
+def test_one_reader_for_many_responses() -> None:
+    """Nothing of a response is left when the next one begins; not its trailers either."""
+    reader = ResponseReader(MAX_HEAD, MAX_BODY)
+    for data, status, body, keep_alive in COMPLETE * 2:
+        if not keep_alive:
+            continue
+        reader.start()
+        assert reader.status is None
+        assert reader.feed(data)
+        assert (reader.status, reader.body, reader.keep_alive) == (status, body, True)
+        assert reader.received == len(data)
+    assert "x-trailer" not in {name for name, _ in reader.headers}
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300)).map(sorted))
+def test_no_bytes_do_harm(data: bytes, cuts: list[int]) -> None:
+    """Whatever comes: a status, nothing yet, or BadResponse."""
+    for start in (
+        b"",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ):
+        try:
+            reader, _ = read(start + data, [cut for cut in cuts if cut < len(data)])
+        except BadResponse as error:
+            assert str(error)
+        else:
+            assert len(reader.body) <= MAX_BODY
