@@ -24,8 +24,8 @@ class ResponseReader:
         status: of the final response, None until its head is complete.
         headers: names in lower case, values as Latin-1, in the order received.
         received: bytes fed since `start()`.
-        keep_alive: the response arrived whole, with nothing behind it, and the other side will
-            answer another request on this connection.
+        keep_alive: the response arrived whole, within the limits and with nothing behind it, and
+            the other side will answer another request on this connection.
     """
 
     __slots__ = (
@@ -81,7 +81,8 @@ class ResponseReader:
 
     @property
     def keep_alive(self) -> bool:
-        return self._complete and self._persistent and not self._stray
+        whole = self._complete and self._body_size <= self._max_body
+        return whole and self._persistent and not self._stray
 
     def feed(self, data: bytes) -> bool:
         """Take the next bytes, at most `wanted`; True when no more are needed.

@@ -50,10 +50,10 @@ def report_items(unit: Unit, org_id: str, batch_id: str, reports: Sequence[ItemR
     if not changed:
         return batch
     counts = dict.fromkeys(TERMINAL_ITEM, 0)
-    for before, after in changed.values():
-        if after.status in TERMINAL_ITEM and (before is None or before.status not in TERMINAL_ITEM):
-            counts[after.status] += 1
-    unit.tx.put_items([after for _, after in changed.values()])
+    for item in changed:
+        if item.status in TERMINAL_ITEM:
+            counts[item.status] += 1
+    unit.tx.put_items(changed)
     batch = msgspec.structs.replace(
         batch,
         status="running",
@@ -69,10 +69,8 @@ def report_items(unit: Unit, org_id: str, batch_id: str, reports: Sequence[ItemR
     return batch
 
 
-def _apply_reports(
-    unit: Unit, batch: Batch, reports: Sequence[ItemReport]
-) -> dict[int, tuple[Item | None, Item]]:
-    """The items that the reports change, by index: as stored (None if new), and as they become."""
+def _apply_reports(unit: Unit, batch: Batch, reports: Sequence[ItemReport]) -> list[Item]:
+    """The items that the reports change, as they become. None of them had ended before."""
     known = unit.tx.find_items(
         batch.id,
         {r.sequence_index for r in reports if r.sequence_index is not None},
@@ -80,11 +78,10 @@ def _apply_reports(
     )
     by_index = {item.sequence_index: item for item in known}
     by_ref = {item.client_ref: item for item in known if item.client_ref is not None}
-    changed: dict[int, tuple[Item | None, Item]] = {}
+    changed: dict[int, Item] = {}
     for report in reports:
         index = _index_of(batch, report, by_ref)
-        stored = by_index.get(index)
-        before = changed[index][1] if index in changed else stored
+        before = changed.get(index) or by_index.get(index)
         client_ref = before.client_ref if before else None
         if client_ref is None:
             client_ref = report.client_ref
@@ -106,10 +103,10 @@ def _apply_reports(
             error=report.error,
             updated_at=unit.now,
         )
-        changed[index] = (stored, after)
+        changed[index] = after
         if client_ref is not None:
             by_ref[client_ref] = after
-    return changed
+    return list(changed.values())
 
 
 def _index_of(batch: Batch, report: ItemReport, by_ref: dict[str, Item]) -> int:

@@ -209,7 +209,6 @@ class Senders:
         see_through: bool,
     ) -> None:
         """Make the attempt durable, however long storage takes."""
-
         in_doubt = False
 
         def record(tx: Tx) -> Fate:

@@ -1,6 +1,7 @@
 """What the tests of the network side share: settings for loopback, a resolver, certificates."""
 
 import contextlib
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
@@ -103,6 +104,12 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def resident_memory() -> int:
+    """Bytes of memory that this process has in use."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
 class Authority:
     """A certificate authority of its own."""
 
@@ -116,3 +123,7 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._ca.issue_cert(*names, **options).configure_cert(context)  # type: ignore[arg-type]
         return context
+
+    def write_server(self, path: Path, *names: str) -> None:
+        """Write a certificate for `names` and its key into one PEM file."""
+        self._ca.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(str(path))

@@ -131,6 +131,32 @@ async def test_a_resolver_cannot_smuggle_a_name() -> None:
     assert failure.reason == "url_not_allowed"
 
 
+class SecondThoughts(EgressGuard):
+    """Allows an address when it is first asked about, and refuses it from then on."""
+
+    def __init__(self) -> None:
+        super().__init__(LOOPBACK)
+        self._seen: set[str] = set()
+
+    def refusal_of_address(self, ip: str) -> str | None:
+        if ip in self._seen:
+            return f"{ip} is where we are now"
+        self._seen.add(ip)
+        return None
+
+
+async def test_the_address_connected_to_is_judged(nursery: trio.Nursery) -> None:
+    """7: what counts is the peer of the socket, before a byte is sent to it."""
+    async with open_receiver(nursery) as receiver:
+        before = open_files()
+        with pytest.raises(NetworkFailure, match="where we are now") as caught:
+            await Connector(settings(), SecondThoughts()).connect(parse(receiver.url()))
+        assert caught.value.reason == "url_not_allowed"
+        await trio.testing.wait_all_tasks_blocked()
+        assert open_files() == before
+        assert receiver.requests == []
+
+
 # Name lookup
 
 

@@ -45,7 +45,7 @@ async def test_a_full_backlog_refuses_more() -> None:
                 nursery.start_soon(node.perform, create_batch, ACME, ENDED)
             await wait_all_tasks_blocked()
             assert storage.statistics().backlog == 3
-            with pytest.raises(Overloaded) as refused:
+            with trio.fail_after(5), pytest.raises(Overloaded) as refused:
                 await node.perform(create_batch, ACME, ENDED)
             assert not isinstance(refused.value, Draining)
             assert refused.value.retry_after >= 1

@@ -190,6 +190,18 @@ async def test_completion_ends_a_batch(status: TerminalStatus) -> None:
         assert node.schedule.admitted == [(delivery, batch.payload)]
 
 
+async def test_a_completion_may_name_its_instant() -> None:
+    """4.2: `duration_ms` counts to it; the batch was changed now all the same."""
+    clock = HandClock()
+    async with open_node(clock=clock) as node:
+        batch = await registered(node)
+        clock.instant += SECOND
+        then = START + 250 * MILLISECOND
+        batch, _ = await node.perform(complete, ACME, batch.id, "succeeded", None, then)
+        assert (batch.completed_at, batch.updated_at) == (then, START + SECOND)
+        assert json.loads(batch.payload or b"")["duration_ms"] == 250
+
+
 @pytest.mark.parametrize("first", ENDS)
 async def test_an_ended_batch_never_changes(first: TerminalStatus) -> None:
     """4.1: the same end again changes nothing, another is refused, late reports are too."""

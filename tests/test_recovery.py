@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from primeflowd.clock import TrioClock
 from primeflowd.config import Config, DeliverySettings
@@ -54,6 +54,11 @@ async def progress(node: Node, job: Recovery) -> Recovery:
 
 async def completed(node: Node, job: Recovery, running: Recoveries | None = None) -> Recovery:
     """What the job is when it is done; the service runs until then."""
+    with trio.fail_after(1000):
+        return await _completed(node, job, running)
+
+
+async def _completed(node: Node, job: Recovery, running: Recoveries | None) -> Recovery:
     async with trio.open_nursery() as nursery:
         nursery.start_soon((running or service(node)).run)
         while (stored := await progress(node, job)).status == "running":  # noqa: ASYNC110 - it is told to nobody
@@ -337,6 +342,36 @@ async def test_two_nodes_share_a_job(autojump_clock: MockClock) -> None:
             nursery.cancel_scope.cancel()
         assert Counter(d.batch_id for d in redelivered(node)) == Counter(b.id for b in batches)
         assert (done.redelivered, done.skipped) == (45, 0)
+
+
+class Late(Intake):
+    """An intake that waits before it does anything."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.storage, node.schedule, node.clock, node.config)
+        self.go = trio.Event()
+
+    async def perform(self, operation: Callable[[Unit], T]) -> T:
+        await self.go.wait()
+        return await super().perform(operation)
+
+
+async def test_a_job_is_completed_once(autojump_clock: MockClock) -> None:
+    """5.4: a node that found it running, and comes when another has done it, changes nothing."""
+    clock = HandClock()
+    async with open_node(clock=clock) as node:
+        await failed(node)
+        job = await asked(node)
+        late = Late(node)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Recoveries(node.storage, late, node.config.delivery).run)
+            await wait_all_tasks_blocked()
+            done = await completed(node, job)
+            clock.instant += SECOND
+            late.go.set()
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+        assert await progress(node, job) == done
 
 
 class Ailing(Intake):

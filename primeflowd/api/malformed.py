@@ -12,10 +12,12 @@ as RFC 9110 allows), and of request targets only those that a path can be had fr
 """
 
 from functools import cache
+from typing import Final
 
 import h11
 import hypercorn.protocol
 import structlog
+import trio
 from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
@@ -23,6 +25,9 @@ from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from primeflowd.api import errors, request_id
 
 log = structlog.get_logger()
+
+# Ending a stream and a connection waits for nobody; this only keeps the shield from lasting.
+_CLOSING: Final = 5.0
 
 
 @cache
@@ -65,6 +70,14 @@ class Protocol(H11Protocol):
         if method != b"HEAD":
             await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
+
+    async def _maybe_recycle(self) -> None:
+        # Ending a stream tells the application that its client has gone, upon which quart-trio
+        # cancels the very task that we are in. Without the shield the rest would not happen: a
+        # connection that was to be closed would stay open for good, and one that is kept would
+        # have no idle timeout any more.
+        with trio.move_on_after(_CLOSING, shield=True):
+            await super()._maybe_recycle()
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No upgrades: the base class would turn to HTTP/2 here."""

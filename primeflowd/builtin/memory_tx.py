@@ -6,7 +6,7 @@ UniqueViolation where a row exists.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -17,6 +17,15 @@ from primeflowd.instants import Micros
 from primeflowd.model import TERMINAL_DELIVERY, Attempt, Batch, Delivery, Item
 
 R = TypeVar("R", Batch, Delivery)
+
+_BATCH_CHANGES: Final = (
+    *("status", "output", "items_total", "items_succeeded", "items_failed", "items_cancelled"),
+    *("cancellation_reason", "payload", "started_at", "completed_at", "updated_at"),
+)
+_DELIVERY_CHANGES: Final = (
+    *("status", "failure_reason", "failure_detail", "attempt_count", "interruptions"),
+    *("signing_secret_id", "due_at", "claimed_by", "updated_at", "completed_at"),
+)
 
 
 class MemoryTx(MemoryAccess):
@@ -45,8 +54,8 @@ class MemoryTx(MemoryAccess):
         self._put(self._batches, batch.id, batch)
 
     def update_batch(self, batch: Batch) -> None:
-        if batch.id in self._batches:
-            self._put(self._batches, batch.id, batch)
+        if stored := self._batches.get(batch.id):
+            self._put(self._batches, batch.id, _changed(stored, batch, _BATCH_CHANGES))
 
     def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]:
         found = (
@@ -137,8 +146,8 @@ class MemoryTx(MemoryAccess):
         ]
 
     def update_delivery(self, delivery: Delivery) -> None:
-        if delivery.id in self._deliveries:
-            self._store(delivery)
+        if stored := self._deliveries.get(delivery.id):
+            self._store(_changed(stored, delivery, _DELIVERY_CHANGES))
 
     def attempts(self, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
         return {
@@ -214,9 +223,14 @@ class MemoryTx(MemoryAccess):
                 updated_at=after.updated_at,
                 claimed_by=None,
             )
-        self._store(after)
+        self._store(_changed(stored, after, _DELIVERY_CHANGES))
         self._put(self._attempts, attempt.delivery_id, (*recorded, attempt))
         return "ended" if ended else "recorded"
+
+
+def _changed(stored: R, new: R, names: tuple[str, ...]) -> R:
+    """`stored` with what may change taken from `new`; the rest stays, as an UPDATE leaves it."""
+    return replace(stored, **{name: getattr(new, name) for name in names})
 
 
 def _created_within(value: Batch | Delivery, where: BatchFilter | DeliveryFilter) -> bool:

@@ -6,6 +6,7 @@ The demo is a test, too: it fails if anything is not as told.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,9 +52,9 @@ format = "json"
 
 _GOING_ON: Final = """\
 Go on with:
-  primeflowd init                    writes ./primeflowd.toml and makes a master key
-  primeflowd keys create --org ORG   makes an API key
-  primeflowd run                     runs the daemon; the README has a tour with curl"""
+  {0} init                    writes ./primeflowd.toml and makes a master key
+  {0} keys create --org ORG   makes an API key
+  {0} run                     runs the daemon; the README has a tour with curl"""
 
 
 @click.command()
@@ -119,13 +120,13 @@ class _Story:
         _expect(self._daemon.terminate() == 0, "the daemon did not drain")
         self._say("[bold]drained[/] on SIGTERM, exit code 0")
         self._say("")
-        self._console.print(_GOING_ON, markup=False)
+        self._console.print(_GOING_ON.format(_called_as()), markup=False)
 
     def _wait_for_daemon(self) -> str:
         while True:
             event = self._daemon.line(self._deadline)
             if not isinstance(event, dict):
-                raise OperatorError(str(event))
+                raise OperatorError(f"the daemon did not start: {event}")
             if event.get("event") == "daemon_ready":
                 return str(event["url"])
 
@@ -206,6 +207,14 @@ class _Story:
 
     def _say(self, text: str) -> None:
         self._console.print(text)
+
+
+def _called_as() -> str:
+    """What to type: a virtual environment that is not activated is on no search path."""
+    if shutil.which("primeflowd"):
+        return "primeflowd"
+    is_module = sys.argv[0].endswith("__main__.py")
+    return f"{sys.executable} -m primeflowd" if is_module else sys.argv[0]
 
 
 def _expect(true: bool, otherwise: str) -> None:

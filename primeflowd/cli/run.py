@@ -37,10 +37,10 @@ def run(path: Path | None) -> None:
         logger.warning(
             "master_key_readable_by_others", path=str(master_key), hint=f"chmod 600 {master_key}"
         )
-    if _has_no_key(config):
-        given = f" --config {origin}" if path else ""
-        logger.warning("no_api_key", hint=f"primeflowd keys create --org ORG{given}")
     try:
+        if _has_no_key(config):
+            given = f" --config {origin}" if path else ""
+            logger.warning("no_api_key", hint=f"primeflowd keys create --org ORG{given}")
         trio.run(daemon.run, config)
     except Exception as error:
         if _on_purpose(error):

@@ -211,15 +211,13 @@ class Writer:
             return outcome.Value(value)
         if isinstance(failure, StorageUnavailable):
             self._healthy = False
-            self._disconnect()
-        else:
-            self._roll_back()
+        self._roll_back()
         return outcome.Error(failure)
 
     def _give_up(self, group: list[_Operation], error: BaseException) -> None:
         """Fail what has no result yet. Of a group that ran one by one, a part may have its."""
         self._healthy = False
-        self._disconnect()
+        self._roll_back()
         for operation in group:
             if operation.result is None:
                 failure = StorageUnavailable(str(error) or type(error).__name__)
@@ -248,20 +246,27 @@ class Writer:
         self._operations += operations
 
     def _roll_back(self) -> None:
-        assert self._connection is not None
+        """End the transaction without a trace; the connection too, if it is beyond that.
+
+        It is kept if it can be: on a full disk SQLite could not open the file anew.
+        """
+        if self._connection is None:
+            return
         try:
+            driver = self._connection.connection
             self._connection.rollback()
-        except DBAPIError as error:
-            raise translated(error)  # noqa: B904 -- it has its cause
+            # After a commit that failed SQLAlchemy takes the transaction for ended, and tells the
+            # driver nothing; the database may well still be in it.
+            driver.rollback()
+            usable = not self._connection.invalidated
+        except Exception:  # noqa: BLE001 -- however it is broken, _begin() opens another
+            usable = False
+        if not usable:
+            self._disconnect()
 
     def _disconnect(self) -> None:
-        """Drop the connection, and with it what it has not committed; _begin() opens another.
-
-        Which failures a connection survives is different with every database. Opening one takes a
-        millisecond, and is only done again after a failure.
-        """
         connection, self._connection = self._connection, None
         if connection is not None:
-            # A connection may be too broken even for that; it is out of use all the same.
+            # It may be too broken even for that; it is out of use all the same.
             with suppress(Exception):
                 connection.close()

@@ -14,6 +14,7 @@ line, then one JSON object per request, to standard output or to the file named 
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import struct
@@ -256,20 +257,21 @@ async def _run(options: argparse.Namespace) -> None:
     if options.tls:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(options.tls)
-    async with (
-        trio.open_nursery() as nursery,
-        open_receiver(
-            nursery,
-            options.script,
-            host=options.host,
-            port=options.port,
-            tls=tls,
-            record=lambda request: log.write(line(request)),
-        ) as receiver,
-    ):
-        sys.stdout.write(f"{receiver.port}\n")
-        sys.stdout.flush()
-        await trio.sleep_forever()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            trio.open_nursery() as nursery,
+            open_receiver(
+                nursery,
+                options.script,
+                host=options.host,
+                port=options.port,
+                tls=tls,
+                record=lambda request: log.write(line(request)),
+            ) as receiver,
+        ):
+            sys.stdout.write(f"{receiver.port}\n")
+            sys.stdout.flush()
+            await anext(signals)
 
 
 def main() -> None:
@@ -287,8 +289,7 @@ def main() -> None:
     )
     parser.add_argument("--log", type=Path, help="file to append requests to, as lines of JSON")
     parser.add_argument("--tls", type=Path, help="PEM file with a certificate chain and its key")
-    with contextlib.suppress(KeyboardInterrupt):
-        trio.run(_run, parser.parse_args())
+    trio.run(_run, parser.parse_args())
 
 
 if __name__ == "__main__":

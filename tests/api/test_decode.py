@@ -6,8 +6,8 @@ import httpx
 import msgspec
 import pytest
 
-from primeflowd.config import Config
 from primeflowd.config import Api as ApiSettings
+from primeflowd.config import Config
 from tests.api.harness import Api, open_api, problem
 
 BATCHES = "/v1/batches"

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import psutil
 
 from tests.benchmarks.load import Arrivals, Load, ReceiverProtocol, settle
@@ -76,8 +77,16 @@ class Daemon:
                 break
         else:
             raise SystemExit("the daemon did not start")
+        took = time.perf_counter() - began
         self.watch = psutil.Process(self._process.pid)
-        return time.perf_counter() - began
+        # Signed callbacks are the product; without a secret they go out unsigned.
+        answer = httpx.post(
+            f"http://127.0.0.1:{self.port}/v1/callback-secrets",
+            headers={"Authorization": f"Bearer {self.key}"},
+            json={},
+        )
+        answer.raise_for_status()
+        return took
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)

@@ -33,7 +33,7 @@ def test_story(primeflowd: Run, tmp_path: Path) -> None:
         "answer 200",
         "succeeded",
         "delivered",
-        "primeflowd init",
+        "primeflowd init ",
     ):
         assert expected in told, expected
         told = told[told.index(expected) :]
@@ -59,6 +59,16 @@ def test_interrupted_it_leaves_no_process_behind(
     assert process.wait(20) not in (0, None)
     process.stdout.close()
     eventually(lambda: not processes_of(tmp_path))
+    assert list(tmp_path.glob("primeflowd-demo-*")) == []
+
+
+def test_story_that_does_not_happen(primeflowd: Run, tmp_path: Path) -> None:
+    """It ends with an error on one line, and cleans up as well."""
+    done = primeflowd("demo", env={"TMPDIR": str(tmp_path), "PRIMEFLOWD_MASTER_KEY": "bad"})
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "the daemon did not start: " in done.stderr
+    assert processes_of(tmp_path) == []
     assert list(tmp_path.glob("primeflowd-demo-*")) == []
 
 

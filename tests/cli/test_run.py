@@ -53,3 +53,30 @@ def test_second_daemon_on_one_storage(primeflowd: Run, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "in use by another primeflowd" in done.stderr.splitlines()[-1]
         assert daemon.terminate() == 0
+
+
+def test_bug_is_logged_on_one_line_and_exits_with_70(primeflowd: Run, tmp_path: Path) -> None:
+    """Here a storage plugin's, which breaks where nobody expects it to."""
+    site = tmp_path / "site"
+    (site / "broken-1.dist-info").mkdir(parents=True)
+    (site / "broken-1.dist-info" / "METADATA").write_text("Name: broken\nVersion: 1\n")
+    (site / "broken-1.dist-info" / "entry_points.txt").write_text("[primeflowd]\nbroken = broken\n")
+    (site / "broken.py").write_text(
+        "from contextlib import asynccontextmanager\n"
+        "from primeflowd.hookspecs import hookimpl\n"
+        "@asynccontextmanager\n"
+        "async def broken():\n"
+        "    raise KeyError('unexpected')\n"
+        "    yield\n"
+        "@hookimpl\n"
+        "def open_storage(config, node_id):\n"
+        "    return broken() if config.storage.url == 'broken://' else None\n"
+    )
+    (tmp_path / "primeflowd.toml").write_text(
+        '[storage]\nurl = "broken://"\n[plugins]\nenable = ["broken"]\n[log]\nformat = "json"\n'
+    )
+    done = primeflowd("run", env={"PYTHONPATH": str(site)})
+    assert done.returncode == 70
+    crash = json.loads(done.stderr.splitlines()[-1])
+    assert (crash["event"], crash["level"]) == ("crashed", "critical")
+    assert "KeyError: 'unexpected'" in crash["exception"]

@@ -1,0 +1,214 @@
+"""Promises about the queue: who may claim what, and whose records count."""
+
+from collections import Counter
+
+from msgspec.structs import replace
+
+from primeflowd.hookspecs import Tx
+from primeflowd.model import Delivery
+from primeflowd.testing.conformance.base import (
+    NODE,
+    OTHER_NODE,
+    Conformance,
+    attempts_of,
+    delivery_of,
+    store,
+)
+from primeflowd.testing.factories import NOW, make_attempt, make_delivery
+
+BUSY = "https://busy.example:443"
+QUIET = "https://quiet.example:443"
+
+
+def _ended(delivery: Delivery, **changes: object) -> Delivery:
+    """After a first attempt that succeeded."""
+    values: dict[str, object] = {
+        "status": "succeeded",
+        "attempt_count": 1,
+        "due_at": None,
+        "claimed_by": None,
+        "updated_at": NOW + 7,
+        "completed_at": NOW + 7,
+    }
+    return replace(delivery, **values | changes)
+
+
+class QueuePromises(Conformance):
+    async def test_claim_takes_what_is_due_earliest_first(self) -> None:
+        async with self.open() as storage:
+            late, early, at_until = (make_delivery(due_at=NOW + at) for at in (5, 1, 9))
+            future = make_delivery(due_at=NOW + 10)
+            taken = make_delivery(due_at=NOW, claimed_by=OTHER_NODE)
+            over = _ended(make_delivery())
+            await store(storage, late, early, at_until, future, taken, over)
+
+            claimed = await storage.write(lambda tx: tx.claim(NODE, NOW + 9, 10, 10, {}))
+            expected = [replace(d, claimed_by=NODE) for d in (early, late, at_until)]
+            assert claimed == expected
+            assert [await delivery_of(storage, d.id) for d in claimed] == expected
+            assert await delivery_of(storage, taken.id) == taken
+            assert await storage.write(lambda tx: tx.claim(OTHER_NODE, NOW + 9, 10, 10, {})) == []
+
+    async def test_claim_limit(self) -> None:
+        async with self.open() as storage:
+            deliveries = [make_delivery(due_at=NOW + index) for index in range(5)]
+            await store(storage, *reversed(deliveries))
+            assert await storage.write(lambda tx: tx.claim(NODE, NOW + 9, 0, 10, {})) == []
+            first = await storage.write(lambda tx: tx.claim(NODE, NOW + 9, 3, 10, {}))
+            rest = await storage.write(lambda tx: tx.claim(NODE, NOW + 9, 3, 10, {}))
+            assert [d.id for d in first + rest] == [d.id for d in deliveries]
+
+    async def test_claim_sees_what_the_same_function_inserted(self) -> None:
+        async with self.open() as storage:
+            delivery = make_delivery()
+
+            def function(tx: Tx) -> list[Delivery]:
+                tx.insert_delivery(delivery)
+                return tx.claim(NODE, NOW, 1, 1, {})
+
+            assert await storage.write(function) == [replace(delivery, claimed_by=NODE)]
+
+    async def test_claim_leaves_a_destination_its_share(self) -> None:
+        async with self.open() as storage:
+            busy = [make_delivery(destination=BUSY, due_at=NOW + index) for index in range(6)]
+            quiet = make_delivery(destination=QUIET, due_at=NOW + 100)
+            await store(storage, *busy, quiet)
+            claimed = await storage.write(lambda tx: tx.claim(NODE, NOW + 100, 10, 4, {BUSY: 1}))
+            assert [d.id for d in claimed] == [d.id for d in (*busy[:3], quiet)]
+            held = {BUSY: 4, QUIET: 1}
+            assert await storage.write(lambda tx: tx.claim(NODE, NOW + 100, 10, 4, held)) == []
+            held = {BUSY: 3, QUIET: 0}
+            claimed = await storage.write(lambda tx: tx.claim(NODE, NOW + 100, 10, 4, held))
+            assert [d.id for d in claimed] == [busy[3].id]
+
+    async def test_crowd_at_one_destination_hides_nobody(self) -> None:
+        """A receiver that is down for a week, with thousands of retries due before the others'."""
+        async with self.open() as storage:
+            crowd = [make_delivery(destination=BUSY, due_at=NOW) for _ in range(3_000)]
+            others = [
+                make_delivery(destination=f"https://r{index % 7}.example:443", due_at=NOW + index)
+                for index in range(1, 50)
+            ]
+            await store(storage, *crowd, *others, make_delivery(due_at=NOW + 1000))
+
+            claimed = await storage.write(lambda tx: tx.claim(NODE, NOW + 500, 20, 4, {BUSY: 1}))
+            crowd.sort(key=lambda delivery: delivery.id)
+            # Three of the crowd, then of the others the earliest, four of each destination.
+            expected = [d.id for d in (*crowd[:3], *others[:17])]
+            assert [d.id for d in claimed] == expected
+
+            held = dict(Counter(delivery.destination for delivery in claimed))
+            rest = await storage.write(lambda tx: tx.claim(NODE, NOW + 500, 100, 4, held))
+            assert [d.id for d in rest] == [crowd[3].id, *(d.id for d in others[17:28])]
+
+    async def test_release(self) -> None:
+        async with self.open() as storage:
+            mine = [make_delivery(claimed_by=NODE) for _ in range(3)]
+            theirs = make_delivery(claimed_by=OTHER_NODE)
+            await store(storage, *mine, theirs, make_delivery())
+
+            chosen = [mine[0].id, theirs.id, "no delivery"]
+            assert await storage.write(lambda tx: tx.release(NODE, chosen)) == 1
+            assert (await delivery_of(storage, mine[0].id)).claimed_by is None
+            assert (await delivery_of(storage, theirs.id)).claimed_by == OTHER_NODE
+            assert await storage.write(lambda tx: tx.release(NODE, [])) == 0
+            assert await storage.write(lambda tx: tx.release(NODE, None)) == 2
+            assert await storage.write(lambda tx: tx.release(NODE, None)) == 0
+            claimed = await storage.write(lambda tx: tx.claim(OTHER_NODE, NOW, 10, 10, {}))
+            assert {d.id for d in mine} < {d.id for d in claimed}
+
+    async def test_release_lost(self) -> None:
+        """5.6: after a crash the next node takes over what its predecessor held."""
+        async with self.open() as storage:
+            mine = make_delivery(claimed_by=NODE)
+            lost = [make_delivery(claimed_by=name) for name in (OTHER_NODE, "node-3")]
+            await store(storage, mine, *lost, make_delivery())
+            assert await storage.write(lambda tx: tx.release_lost(NODE)) == 2
+            assert (await delivery_of(storage, mine.id)).claimed_by == NODE
+            for delivery in lost:
+                assert await delivery_of(storage, delivery.id) == replace(delivery, claimed_by=None)
+
+    async def test_record_attempt_that_ends(self) -> None:
+        async with self.open() as storage:
+            delivery = make_delivery(claimed_by=NODE)
+            after, attempt = _ended(delivery), make_attempt(delivery_id=delivery.id)
+            await store(storage, delivery)
+            fate = await storage.write(lambda tx: tx.record_attempt(NODE, attempt, after))
+            assert fate == "recorded"
+            assert await delivery_of(storage, delivery.id) == after
+            assert await attempts_of(storage, delivery.id) == [attempt]
+            assert await storage.read(lambda tx: tx.in_flight(delivery.batch_id)) is None
+
+    async def test_record_attempt_that_will_be_retried(self) -> None:
+        """3.6: a retry within the horizon stays claimed, a later one is free for any node."""
+        async with self.open() as storage:
+            delivery = make_delivery(claimed_by=NODE)
+            await store(storage, delivery)
+            for number, claimed_by in ((1, NODE), (2, None)):
+                after = replace(
+                    delivery,
+                    failure_reason="timeout",
+                    failure_detail="no answer",
+                    attempt_count=number,
+                    due_at=NOW + number,
+                    claimed_by=claimed_by,
+                    updated_at=NOW + number,
+                )
+                attempt = make_attempt(delivery_id=delivery.id, attempt_number=number)
+                fate = await storage.write(
+                    lambda tx, attempt=attempt, after=after: tx.record_attempt(  # type: ignore[misc]
+                        NODE, attempt, after
+                    )
+                )
+                assert fate == "recorded"
+                assert await delivery_of(storage, delivery.id) == after
+            assert len(await attempts_of(storage, delivery.id)) == 2
+            claimed = await storage.write(lambda tx: tx.claim(OTHER_NODE, NOW + 2, 10, 10, {}))
+            assert [d.id for d in claimed] == [delivery.id]
+
+    async def test_record_without_the_claim_is_lost(self) -> None:
+        """Write back only what you still own."""
+        async with self.open() as storage:
+            theirs = make_delivery(claimed_by=OTHER_NODE)
+            nobodys = make_delivery()
+            over = _ended(make_delivery())
+            await store(storage, theirs, nobodys, over)
+            for delivery in (theirs, nobodys, over, make_delivery()):
+                attempt = make_attempt(delivery_id=delivery.id)
+                fate = await storage.write(
+                    lambda tx, a=attempt, d=delivery: tx.record_attempt(NODE, a, _ended(d))  # type: ignore[misc]
+                )
+                assert fate == "lost"
+                assert await attempts_of(storage, delivery.id) == []
+            for delivery in (theirs, nobodys, over):
+                assert await delivery_of(storage, delivery.id) == delivery
+
+    async def test_record_after_a_persons_order_keeps_that_end(self) -> None:
+        """5.4: cancelled while it was being sent. The attempt was made, so it is on record."""
+        async with self.open() as storage:
+            delivery = make_delivery(claimed_by=NODE)
+            cancelled = replace(
+                delivery,
+                status="failed",
+                failure_reason="cancelled",
+                failure_detail="by order",
+                due_at=None,
+                updated_at=NOW + 1,
+                completed_at=NOW + 1,
+            )
+            await store(storage, delivery)
+            await storage.write(lambda tx: tx.update_delivery(cancelled))
+            attempt = make_attempt(delivery_id=delivery.id)
+            after = _ended(delivery, interruptions=1)
+            fate = await storage.write(lambda tx: tx.record_attempt(NODE, attempt, after))
+            assert fate == "ended"
+            assert await delivery_of(storage, delivery.id) == replace(
+                cancelled,
+                attempt_count=1,
+                interruptions=1,
+                claimed_by=None,
+                updated_at=after.updated_at,
+            )
+            assert await attempts_of(storage, delivery.id) == [attempt]
+            again = make_attempt(delivery_id=delivery.id, attempt_number=2)
+            assert await storage.write(lambda tx: tx.record_attempt(NODE, again, after)) == "lost"

@@ -1,0 +1,32 @@
+"""The conformance suite of storages: every promise of hookspecs.Storage and Tx, as tests.
+
+A storage plugin subclasses it in its own tests, with pytest and pytest-trio::
+
+    class TestMyStorage(StorageConformance):
+        @pytest.fixture(autouse=True)
+        def _place(self, tmp_path: Path) -> None:
+            self.path = tmp_path / "storage"
+
+        def open(self) -> AbstractAsyncContextManager[Storage]:
+            return open_my_storage(self.path, node_id="node-1")
+
+What the environment can do to a storage (a full disk, a lost connection, two processes) differs
+with each and is for its own tests.
+"""
+
+import pytest
+
+# Before the imports that it is about: so that a failed assertion shows its values.
+pytest.register_assert_rewrite("primeflowd.testing.conformance")
+
+from primeflowd.testing.conformance.access import AccessPromises  # noqa: E402
+from primeflowd.testing.conformance.batches import BatchPromises  # noqa: E402
+from primeflowd.testing.conformance.deliveries import DeliveryPromises  # noqa: E402
+from primeflowd.testing.conformance.queue import QueuePromises  # noqa: E402
+from primeflowd.testing.conformance.writes import WritePromises  # noqa: E402
+
+
+class StorageConformance(
+    WritePromises, BatchPromises, DeliveryPromises, QueuePromises, AccessPromises
+):
+    """Subclass it, give it open(), and set `durable` to False if nothing outlives a close."""

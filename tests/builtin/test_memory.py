@@ -1,0 +1,108 @@
+"""Storage in memory: the conformance suite, and what tests use to break it."""
+
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from primeflowd.builtin.memory import open_memory, open_storage
+from primeflowd.config import from_mapping
+from primeflowd.errors import StorageUnavailable
+from primeflowd.hookspecs import Storage, Tx
+from primeflowd.testing.factories import make_batch
+from primeflowd.testing.storage_conformance import StorageConformance
+
+
+class TestMemoryStorage(StorageConformance):
+    durable = False
+
+    def open(self) -> AbstractAsyncContextManager[Storage]:
+        return open_memory()
+
+
+async def test_broken_as_by_a_disk() -> None:
+    async with open_memory() as storage:
+        storage.fail_with = StorageUnavailable("disk full")
+        with pytest.raises(StorageUnavailable, match="disk full"):
+            await storage.write(lambda tx: tx.put_note("a", "1"))
+        with pytest.raises(StorageUnavailable, match="disk full"):
+            await storage.read(lambda tx: tx.note("a"))
+        assert not storage.statistics().healthy
+        storage.fail_with = None
+        assert await storage.read(lambda tx: tx.note("a")) is None
+        await storage.write(lambda tx: tx.put_note("a", "1"))
+        assert storage.statistics().healthy
+
+
+async def test_held_commits_happen_in_order_when_resumed() -> None:
+    async with open_memory() as storage:
+        events: list[str] = []
+
+        async def write(name: str) -> None:
+            def function(tx: Tx) -> str:
+                events.append(f"run {name}")
+                return name
+
+            await storage.write(function, lambda told: events.append(f"commit {told}"))
+            events.append(f"woke {name}")
+
+        storage.hold()
+        async with trio.open_nursery() as nursery:
+            for name in ("a", "b"):
+                nursery.start_soon(write, name)
+                await wait_all_tasks_blocked()
+            assert events == []
+            assert storage.statistics().backlog == 2
+            storage.resume()
+        assert events[:4] == ["run a", "commit a", "run b", "commit b"]
+        assert storage.statistics().backlog == 0
+
+
+async def test_held_commit_of_a_cancelled_caller_happens_all_the_same() -> None:
+    async with open_memory() as storage:
+        batch = make_batch()
+        told: list[None] = []
+        storage.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storage.write, lambda tx: tx.insert_batch(batch), told.append)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert told == []
+        storage.resume()
+        assert told == [None]
+        assert await storage.read(lambda tx: tx.taken_batch_ids([batch.id])) == {batch.id}
+
+
+async def test_held_commit_that_fails_is_raised_in_its_caller() -> None:
+    async with open_memory() as storage:
+        storage.hold()
+
+        async def write() -> None:
+            with pytest.raises(StorageUnavailable, match="gone"):
+                await storage.write(lambda tx: None)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await wait_all_tasks_blocked()
+            storage.fail_with = StorageUnavailable("gone")
+            storage.resume()
+
+
+async def test_works_under_a_clock_that_jumps(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_memory() as storage:
+        await trio.sleep(3600)
+        await storage.write(lambda tx: tx.put_note("a", "1"))
+        assert trio.current_time() == 3600
+
+
+async def test_closed_storage_takes_nothing() -> None:
+    async with open_memory() as storage:
+        pass
+    with pytest.raises(StorageUnavailable, match="closed"):
+        await storage.write(lambda tx: None)
+
+
+def test_hook_opens_its_own_url_only() -> None:
+    assert open_storage(from_mapping({"storage": {"url": "memory://"}}), "node-1") is not None
+    assert open_storage(from_mapping({"storage": {"url": "sqlite:///x"}}), "node-1") is None

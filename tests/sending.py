@@ -1,0 +1,248 @@
+"""The sending half of a node over the memory storage: real parts, but for the network.
+
+`Wire` stands in for the transport. `Line` wires it up and knows how to make deliveries and to
+look at what became of them.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from primeflowd.builtin.classifier import classify_outcome
+from primeflowd.builtin.memory import MemoryStorage, open_memory
+from primeflowd.callback_url import parse
+from primeflowd.clock import TrioClock
+from primeflowd.config import Config, DeliverySettings
+from primeflowd.destinations import Destinations
+from primeflowd.hookspecs import DeliveryFilter, Page, Signer, SigningRequest, Tx
+from primeflowd.instants import SECOND, Micros
+from primeflowd.intake import Intake
+from primeflowd.keyring import Keyring
+from primeflowd.model import Attempt, Delivery, FailureReason, Outcome, Verdict
+from primeflowd.scheduler import Scheduler
+from primeflowd.sender import Senders
+from primeflowd.signing import Signatures
+from primeflowd.signing_secrets import create_secret
+from primeflowd.testing.factories import ORG, make_batch, make_delivery
+from primeflowd.transport import Request
+from primeflowd.unit import Unit
+
+T = TypeVar("T")
+
+NODE = "node-1"
+BODY = b'{"event":"batch.succeeded"}'
+
+
+def url(host: str) -> str:
+    return f"https://{host}/hook"
+
+
+def destination(host: str) -> str:
+    return f"https://{host}:443"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a receiver does; `after` seconds, `failure` instead of an answer."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    failure: FailureReason | None = None
+    after: float = 0.0
+
+
+OK = Answer()
+ILL = Answer(503)
+HANGS = Answer(failure="timeout", after=30.0)
+
+
+class Wire:
+    """A transport to receivers that exist only in `answers`, by host; others say 200."""
+
+    def __init__(self, clock: TrioClock) -> None:
+        self._clock = clock
+        self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
+        self.sent: list[tuple[Micros, Request]] = []
+        self.under_way = 0
+        self.most_under_way = 0
+
+    async def send(self, request: Request) -> Outcome:
+        started_at = self._clock.now()
+        self.sent.append((started_at, request))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            answer = self.answers.get(request.target.host, OK)
+            if not isinstance(answer, Answer):
+                answer = answer(request)
+            await trio.sleep(answer.after)
+        finally:
+            self.under_way -= 1
+        return Outcome(
+            status_code=None if answer.failure else answer.status,
+            headers=answer.headers,
+            body=answer.body,
+            failure=answer.failure,
+            error_message=f"it was {answer.failure}" if answer.failure else None,
+            started_at=started_at,
+            ended_at=self._clock.now(),
+        )
+
+    def hosts(self) -> list[str]:
+        return [request.target.host for _, request in self.sent]
+
+    def times(self, host: str) -> list[Micros]:
+        return [instant for instant, request in self.sent if request.target.host == host]
+
+
+class Seal:
+    """A signer that shows what it was given, or raises."""
+
+    name = "seal"
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def sign(self, request: SigningRequest) -> Iterable[tuple[str, str]]:
+        if self.fails:
+            raise RuntimeError(request.secrets[0])
+        return [("X-Seal", f"{request.attempt_id} {len(request.body)} {len(request.secrets)}")]
+
+
+class Line:
+    """From storage to the wire, not running yet: see `start`."""
+
+    def __init__(self, storage: MemoryStorage, settings: DeliverySettings) -> None:
+        self.storage = storage
+        self.settings = settings
+        self.clock = TrioClock()
+        self.begun = self.clock.now()
+        self.wire = Wire(self.clock)
+        self.seal = Seal()
+        self.keyring = Keyring(bytes(32))
+        self.announced: list[Attempt] = []
+        self.classify: Callable[[Outcome, Delivery], Verdict] = classify_outcome
+        self.another(NODE)
+
+    def another(self, node_id: str, signers: Sequence[Signer] | None = None) -> None:
+        """A node that has just been started: nothing in memory."""
+        config = msgspec.structs.replace(Config(), delivery=self.settings)
+        self.node_id = node_id
+        self.destinations = Destinations(self.settings)
+        self.scheduler = Scheduler(
+            self.storage, self.destinations, self.clock, self.settings, node_id
+        )
+        self.intake = Intake(self.storage, self.scheduler, self.clock, config)
+        self.signatures = Signatures(
+            self.storage, self.keyring, [self.seal] if signers is None else signers, self.clock
+        )
+        self.senders = Senders(
+            storage=self.storage,
+            destinations=self.destinations,
+            scheduler=self.scheduler,
+            signatures=self.signatures,
+            transport=self.wire,
+            classify=lambda outcome, delivery: self.classify(outcome, delivery),
+            on_recorded=self.announced.append,
+            clock=self.clock,
+            settings=self.settings,
+            node_id=node_id,
+        )
+
+    def now(self) -> Micros:
+        return self.clock.now()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.scheduler.run)
+        nursery.start_soon(self.senders.run)
+
+    async def add(
+        self, host: str = "a", count: int = 1, *, due_in: float = 0.0, **changes: Any
+    ) -> list[str]:
+        """Deliveries that wait in storage, one microsecond after the other; their ids."""
+        due_at = self.now() + round(due_in * SECOND)
+        return await self.storage.write(lambda tx: _insert(tx, host, count, due_at, changes))
+
+    async def submit(self, host: str = "a", count: int = 1, body: bytes = BODY) -> list[str]:
+        """Deliveries that come in by the intake, due now; their ids."""
+
+        def operation(unit: Unit) -> list[str]:
+            made = []
+            for _ in range(count):
+                node_id = unit.node_for(destination(host))
+                (delivery_id,) = _insert(
+                    unit.tx, host, 1, unit.now, {"claimed_by": node_id, "payload": body}
+                )
+                delivery = unit.tx.delivery(None, delivery_id)
+                assert delivery is not None
+                unit.made.append((delivery, body))
+                made.append(delivery_id)
+            return made
+
+        return await self.intake.perform(operation)
+
+    async def secret(self) -> str:
+        """A signing secret for the org of all deliveries; its id."""
+        secret, _ = await self.intake.perform(
+            lambda unit: create_secret(unit, self.keyring, ORG, None)
+        )
+        self.signatures.forget(ORG)
+        return secret.id
+
+    async def delivery(self, delivery_id: str) -> Delivery:
+        delivery = await self.storage.read(lambda tx: tx.delivery(None, delivery_id))
+        assert delivery is not None
+        return delivery
+
+    async def deliveries(self) -> list[Delivery]:
+        """All of them, in the order of their ids."""
+        found = await self.storage.read(
+            lambda tx: tx.deliveries(ORG, DeliveryFilter(), Page(1_000_000))
+        )
+        return sorted(found, key=lambda delivery: delivery.id)
+
+    async def attempts(self, delivery_id: str) -> list[Attempt]:
+        return (await self.storage.read(lambda tx: tx.attempts([delivery_id]))).get(delivery_id, [])
+
+    async def claims(self) -> dict[str, set[str]]:
+        """The ids of claimed deliveries by node."""
+        claims: dict[str, set[str]] = {}
+        for delivery in await self.deliveries():
+            if delivery.claimed_by is not None:
+                claims.setdefault(delivery.claimed_by, set()).add(delivery.id)
+        return claims
+
+    async def check_claims(self) -> None:
+        """What storage says this node has claimed is what it holds, or is about to give back."""
+        claimed = (await self.claims()).get(self.node_id, set())
+        assert {one for one in claimed if not self.scheduler.holds(one)} == set()
+        assert len(self.scheduler) == len(claimed)
+
+
+def _insert(tx: Tx, host: str, count: int, due_at: Micros, changes: dict[str, Any]) -> list[str]:
+    made = []
+    changes = dict(changes)
+    payload = changes.pop("payload", BODY)
+    for number in range(count):
+        batch = make_batch(callback_url=url(host), payload=payload)
+        values = {
+            "batch_id": batch.id,
+            "callback_url": url(host),
+            "destination": parse(url(host)).destination,
+            "due_at": due_at + number,
+        }
+        delivery = make_delivery(**values | changes)
+        tx.insert_batch(batch)
+        tx.insert_delivery(delivery)
+        made.append(delivery.id)
+    return made
+
+
+@asynccontextmanager
+async def open_line(**changes: Any) -> AsyncIterator[Line]:
+    """`changes` are settings of `[delivery]`."""
+    async with open_memory() as storage:
+        yield Line(storage, DeliverySettings(**changes))

@@ -1,0 +1,170 @@
+"""How the queue's questions are answered: from which index, and at what cost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from primeflowd.hookspecs import DeliveryFilter, Page, Tx
+from primeflowd.model import Delivery, new_id
+from primeflowd.sql import rows
+from primeflowd.sql.statements import Statements
+from primeflowd.sql.tx import SqlTx
+from primeflowd.testing.factories import NOW, ORG, make_delivery
+from tests.sql.database import make_database
+
+DEAD = "https://dead.example:443"
+CROWD = 50_000
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One destination with 50,000 overdue deliveries, and twenty others due after those."""
+    engine = make_database(tmp_path_factory.mktemp("queue") / "storage.db")
+    crowd = rows.DELIVERIES.row(make_delivery(destination=DEAD))
+    at = {name: index for index, name in enumerate(rows.DELIVERIES.names)}
+
+    def one(index: int) -> tuple[Any, ...]:
+        row = list(crowd)
+        row[at["id"]] = row[at["batch_id"]] = new_id()
+        row[at["due_at"]] = row[at["created_at"]] = NOW + index
+        return tuple(row)
+
+    with engine.begin() as connection:
+        statements = Statements(engine.dialect)
+        connection.exec_driver_sql(statements.insert_delivery, [one(i) for i in range(CROWD)])
+        tx = SqlTx(connection, statements)
+        for index in range(20):
+            tx.insert_delivery(other(index))
+        tx.flush()
+    return engine
+
+
+def other(index: int) -> Delivery:
+    return make_delivery(destination=f"https://r{index:02}.example:443", due_at=NOW + CROWD + index)
+
+
+@pytest.fixture
+def tx(engine: Engine) -> Iterator[SqlTx]:
+    with engine.connect() as connection, connection.begin() as transaction:
+        yield SqlTx(connection, Statements(engine.dialect))
+        transaction.rollback()
+
+
+@pytest.fixture
+def plans(engine: Engine, tx: SqlTx) -> Iterator[list[str]]:
+    """The query plan of every statement that runs."""
+    seen: list[str] = []
+
+    def before(_c: object, cursor: Any, sql: str, parameters: Any, *_: object) -> None:
+        if not sql.startswith(("BEGIN", "EXPLAIN")):
+            plan = cursor.connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall()
+            seen.append(" / ".join(row[3] for row in plan))
+
+    event.listen(engine, "before_cursor_execute", before)
+    yield seen
+    event.remove(engine, "before_cursor_execute", before)
+
+
+def scans(plans: list[str]) -> list[str]:
+    """Steps that read a whole table or index, or sort what an index does not."""
+    return [
+        plan
+        for plan in plans
+        if "SCAN deliveries" in plan or "TEMP B-TREE" in plan or "SCAN attempts" in plan
+    ]
+
+
+def test_claim_reads_the_head_of_the_queue(tx: SqlTx, plans: list[str]) -> None:
+    claimed = tx.claim("node-1", NOW + 10, 100, 100, {})
+    assert len(claimed) == 11
+    assert plans[0] == "SEARCH deliveries USING INDEX deliveries_due (due_at<?)"
+    assert len(plans) == 2
+    assert scans(plans) == []
+
+
+def test_claim_with_a_full_destination_goes_by_destination(tx: SqlTx, plans: list[str]) -> None:
+    claimed = tx.claim("node-1", NOW + 10**9, 100, 5, {DEAD: 5})
+    assert [d.destination for d in claimed] == [f"https://r{i:02}.example:443" for i in range(20)]
+    assert scans(plans) == []
+    by_destination = [plan for plan in plans if "deliveries_due_by_destination" in plan]
+    # The destinations, then each of those that have room.
+    assert len(by_destination) == 1 + 20
+
+
+def test_crowd_costs_no_more_than_its_share(tx: SqlTx) -> None:
+    """Steps of SQLite's machine, not time: the same on every computer."""
+    connection = tx._connection.connection.driver_connection
+    assert connection is not None
+    steps = 0
+
+    def progress() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection.set_progress_handler(progress, 100)
+    tx.claim("node-1", NOW + 10**9, 100, 5, {DEAD: 5})
+    connection.set_progress_handler(None, 0)
+    # Reading the crowd would take at least five steps a row.
+    assert steps * 100 < CROWD
+
+
+def test_release_finds_claims_by_their_node(tx: SqlTx, plans: list[str]) -> None:
+    tx.release("node-1", None)
+    tx.release_lost("node-1")
+    assert all("USING INDEX deliveries_claimed" in plan for plan in plans)
+
+
+def test_lists_are_read_in_order(tx: SqlTx, plans: list[str]) -> None:
+    page = Page(limit=50, before=(NOW + 100, "x"))
+    for where in (
+        DeliveryFilter(),
+        DeliveryFilter(status="failed"),
+        DeliveryFilter(status="pending"),
+        DeliveryFilter(destination=DEAD),
+        DeliveryFilter(failure_reason="timeout", created_after=NOW),
+    ):
+        tx.deliveries(ORG, where, Page(limit=50))
+        tx.deliveries(ORG, where, page)
+    assert all("USING INDEX deliveries_by_org (org_id=?" in plan for plan in plans)
+    assert scans(plans) == []
+
+
+def test_history_of_a_batch_does_not_read_its_org(tx: SqlTx, plans: list[str]) -> None:
+    for before in (None, (NOW, "x")):
+        tx.deliveries(ORG, DeliveryFilter(batch_id="b"), Page(limit=50, before=before))
+    tx.count_deliveries(ORG, DeliveryFilter(batch_id="b"))
+    assert all("INDEX deliveries_by_batch (batch_id=?" in plan for plan in plans)
+
+
+def test_failed_are_walked_by_id(tx: SqlTx, plans: list[str]) -> None:
+    tx.failed_after(ORG, DeliveryFilter(created_after=NOW), None, 10)
+    tx.failed_after(ORG, DeliveryFilter(created_after=NOW), "x", 10)
+    assert all("USING INDEX deliveries_failed (org_id=?" in plan for plan in plans)
+    assert scans(plans) == []
+
+
+def test_point_questions_use_their_index(tx: SqlTx, plans: list[str]) -> None:
+    def ask(tx: Tx) -> None:
+        tx.batch(ORG, "b")
+        tx.taken_batch_ids(["a", "b"])
+        tx.items("b", 3, 10)
+        tx.find_items("b", [1], ["r"])
+        tx.delivery(ORG, "d")
+        tx.in_flight("b")
+        tx.attempts(["a", "b"])
+        tx.payloads(["a", "b"])
+        tx.policy(ORG, "")
+        tx.policies(ORG)
+        tx.current_secret(ORG)
+        tx.key_by_digest("00")
+        tx.answer(ORG, "POST", "/", "k")
+        tx.delete_answers(NOW, 10)
+        tx.note("a")
+
+    ask(tx)
+    assert [plan for plan in plans if plan.startswith("SCAN") or "TEMP" in plan] == []
+    in_flight = [plan for plan in plans if "deliveries_in_flight" in plan]
+    assert len(in_flight) == 1

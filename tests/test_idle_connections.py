@@ -1,0 +1,132 @@
+"""idle_connections.py: last in, first out, and bounded three ways."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from trio.testing import MockClock
+
+from primeflowd.connection import Connection
+from primeflowd.http_response import ResponseReader
+from primeflowd.idle_connections import IdleConnections
+
+
+class Peers:
+    """Connections with their other ends at hand."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.other_end: dict[Connection, socket.socket] = {}
+
+    def make(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        connection = Connection(ours, "192.0.2.1:80", ResponseReader(1024, 1024))
+        self.other_end[connection] = self._stack.enter_context(theirs)
+        self._stack.callback(ours.close)
+        return connection
+
+    def closed(self, connection: Connection) -> bool:
+        """We have closed our end."""
+        end = self.other_end[connection]
+        end.setblocking(False)
+        try:
+            return end.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+
+@pytest.fixture
+def peers() -> Iterator[Peers]:
+    with ExitStack() as stack:
+        yield Peers(stack)
+
+
+async def test_last_in_first_out(peers: Peers, mock_clock: MockClock) -> None:
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    first, second, other = peers.make(), peers.make(), peers.make()
+    idle.put("a", first)
+    idle.put("b", other)
+    idle.put("a", second)
+    assert len(idle) == 3
+    assert idle.take("a") is second
+    assert idle.take("a") is first
+    assert idle.take("a") is None
+    assert idle.take("b") is other
+    assert len(idle) == 0
+
+
+async def test_limit_per_destination(peers: Peers, mock_clock: MockClock) -> None:
+    """The one that has been idle longest makes room."""
+    idle = IdleConnections(limit=10, limit_per_destination=2, timeout=60)
+    connections = [peers.make() for _ in range(3)]
+    for connection in connections:
+        idle.put("a", connection)
+    assert [peers.closed(connection) for connection in connections] == [True, False, False]
+    assert len(idle) == 2
+    idle.close_all()
+
+
+async def test_limit_over_all(peers: Peers, mock_clock: MockClock) -> None:
+    """The one that has been idle longest anywhere makes room."""
+    idle = IdleConnections(limit=2, limit_per_destination=2, timeout=60)
+    connections = [peers.make() for _ in range(3)]
+    for destination, connection in zip("abc", connections, strict=True):
+        idle.put(destination, connection)
+    assert [peers.closed(connection) for connection in connections] == [True, False, False]
+    assert idle.take("a") is None
+    idle.close_all()
+
+
+async def test_none_kept(peers: Peers, mock_clock: MockClock) -> None:
+    idle = IdleConnections(limit=10, limit_per_destination=0, timeout=60)
+    connection = peers.make()
+    idle.put("a", connection)
+    assert peers.closed(connection)
+    assert len(idle) == 0
+
+
+async def test_expiry(peers: Peers, mock_clock: MockClock) -> None:
+    """Expired ones are closed at any call, of whatever destination: none piles up."""
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    vanished, quiet, busy = peers.make(), peers.make(), peers.make()
+    idle.put("vanished", vanished)
+    mock_clock.jump(30)
+    idle.put("b", quiet)
+    mock_clock.jump(29)
+    assert idle.take("vanished") is vanished
+    idle.put("vanished", vanished)
+    mock_clock.jump(31)
+    idle.put("b", busy)
+    assert [peers.closed(c) for c in (quiet, vanished, busy)] == [True, False, False]
+    mock_clock.jump(29)
+    assert idle.take("b") is busy
+    assert peers.closed(vanished)
+    assert len(idle) == 0
+    busy.close()
+
+
+async def test_stale_ones_are_passed_over(peers: Peers, mock_clock: MockClock) -> None:
+    """The other side closed it, or spoke unasked: not to be used again."""
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    good, closed, spoke = peers.make(), peers.make(), peers.make()
+    for connection in (good, closed, spoke):
+        idle.put("a", connection)
+    peers.other_end[closed].close()
+    peers.other_end[spoke].send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    assert idle.take("a") is good
+    assert len(idle) == 0
+    good.close()
+
+
+async def test_close_all(peers: Peers, mock_clock: MockClock) -> None:
+    """After it, what comes back is closed as well."""
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    kept, late = peers.make(), peers.make()
+    idle.put("a", kept)
+    idle.close_all()
+    idle.put("a", late)
+    assert peers.closed(kept)
+    assert peers.closed(late)
+    assert len(idle) == 0

@@ -1,0 +1,806 @@
+"""The sender pool: what is sent, what goes on record, and what a cancellation leaves behind."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from primeflowd import __version__
+from primeflowd.attempts import response_text
+from primeflowd.builtin.memory import MemoryStorage
+from primeflowd.clock import SystemClock
+from primeflowd.config import DeliverySettings
+from primeflowd.durations import Duration
+from primeflowd.errors import StorageUnavailable
+from primeflowd.instants import HOUR, MINUTE, SECOND
+from primeflowd.model import Delivery, Outcome, Verdict
+from primeflowd.redelivery import attempt_now, cancel_delivery
+from primeflowd.sender import Wire as WireProtocol
+from primeflowd.testing.factories import ORG
+from primeflowd.transport import Transport
+from tests.sending import BODY, HANGS, ILL, NODE, Answer, Line, Wire, destination, open_line
+
+
+async def test_the_fake_wire_is_one() -> None:
+    """Both are what the senders need; mypy compares the signatures here."""
+    real: WireProtocol = Transport(DeliverySettings(), SystemClock())
+    async with open_line() as line:
+        fake: WireProtocol = line.wire
+    assert type(real).send.__annotations__ == type(fake).send.__annotations__
+
+
+async def test_headers(autojump_clock: MockClock) -> None:
+    """6.4: every attempt says which one it is; the signers' headers come on top."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        secret_id = await line.secret()
+        (delivery_id,) = await line.add(delays=("1s",), max_retries=1)
+        line.wire.answers["a"] = ILL
+        line.start(nursery)
+        await trio.sleep(2)
+        attempts = await line.attempts(delivery_id)
+        for number, (attempt, (_, request)) in enumerate(
+            zip(attempts, line.wire.sent, strict=True), start=1
+        ):
+            assert request.headers == (
+                ("Content-Type", "application/json"),
+                ("User-Agent", f"primeflowd/{__version__}"),
+                ("Primeflow-Delivery-Id", delivery_id),
+                ("Primeflow-Attempt", str(number)),
+                ("Primeflow-Request-Id", attempt.id),
+                ("X-Seal", f"{attempt.id} {len(BODY)} 1"),
+            )
+            assert request.body == BODY
+            assert request.target.destination == destination("a")
+            assert attempt.signing_secret_id == secret_id
+        nursery.cancel_scope.cancel()
+
+
+async def test_attempts_are_numbered_without_gaps(autojump_clock: MockClock) -> None:
+    """5.5: 1..n; 3.5: and no more of them than the policy has."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=("1s", "2m"), max_retries=4)
+        line.wire.answers["a"] = ILL
+        line.start(nursery)
+        await trio.sleep(3600)
+        delivery = await line.delivery(delivery_id)
+        attempts = await line.attempts(delivery_id)
+        assert [attempt.attempt_number for attempt in attempts] == [1, 2, 3, 4, 5]
+        assert (delivery.status, delivery.failure_reason) == ("failed", "http_status")
+        assert (delivery.attempt_count, delivery.due_at) == (5, None)
+        assert delivery.claimed_by is None
+        assert line.announced == attempts
+        assert len(line.wire.sent) == 5
+        assert not line.scheduler.holds(delivery_id)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_retry_waits_from_the_end_of_the_attempt(autojump_clock: MockClock) -> None:
+    """3.6: never early, and no later than a tick or so."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=("10s", "3m"), max_retries=2)
+        line.wire.answers["a"] = Answer(status=500, after=7)
+        line.start(nursery)
+        await trio.sleep(8)
+        delivery = await line.delivery(delivery_id)
+        (attempt,) = await line.attempts(delivery_id)
+        assert attempt.created_at + 7 * SECOND + 10 * SECOND == delivery.due_at
+        assert (attempt.response_time, attempt.status_code) == (7000, 500)
+        await trio.sleep(400)
+        first, second, third = line.wire.times("a")
+        assert 0 <= second - (first + 17 * SECOND) <= SECOND // 10
+        assert 0 <= third - (second + 7 * SECOND + 3 * MINUTE) <= SECOND // 10
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "waits"),
+    [("5", 60), ("600", 600), ("90000", 3600)],
+    ids=["never shorter", "longer", "capped"],
+)
+async def test_retry_after(retry_after: str, waits: int, autojump_clock: MockClock) -> None:
+    """3.6: honoured where it asks for longer than the policy, up to the cap."""
+    settings = {"retry_after_cap": Duration("1h")}
+    async with open_line(**settings) as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=("1m",), max_retries=1)
+        line.wire.answers["a"] = Answer(503, headers=(("retry-after", retry_after),))
+        line.start(nursery)
+        await trio.sleep(1)
+        delivery = await line.delivery(delivery_id)
+        assert delivery.due_at == line.wire.times("a")[0] + waits * SECOND
+        nursery.cancel_scope.cancel()
+
+
+async def test_jitter_is_added_on_top(autojump_clock: MockClock) -> None:
+    """3.6: a fraction of the delay, never below it."""
+    async with open_line(jitter=0.5) as line, trio.open_nursery() as nursery:
+        ids = await line.add(count=40, delays=("1h",), max_retries=1)
+        line.wire.answers["a"] = Answer(404)
+        line.start(nursery)
+        await trio.sleep(10)
+        waits = set()
+        for delivery_id in ids:
+            (attempt,) = await line.attempts(delivery_id)
+            due_at = (await line.delivery(delivery_id)).due_at
+            assert due_at is not None
+            waits.add(due_at - attempt.created_at)
+        assert min(waits) >= HOUR
+        assert max(waits) <= 1.5 * HOUR
+        assert len(waits) > 20
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_failing_signer_makes_a_failed_attempt(autojump_clock: MockClock) -> None:
+    """`internal_error`, naming the signer and no secret; nothing is sent, the window stays."""
+    async with open_line(window_initial=3, suspend_after=1) as line, trio.open_nursery() as nursery:
+        await line.secret()
+        line.seal.fails = True
+        ids = await line.add(count=30, delays=("1h",), max_retries=1)
+        with capture_logs() as logs:
+            line.start(nursery)
+            await trio.sleep(1)
+        assert line.wire.sent == []
+        for delivery_id in ids:
+            delivery = await line.delivery(delivery_id)
+            (attempt,) = await line.attempts(delivery_id)
+            assert delivery.status == "pending"
+            assert attempt.failure_reason == delivery.failure_reason == "internal_error"
+            assert attempt.error_message is not None
+            assert attempt.error_message.startswith("seal: RuntimeError")
+            assert (attempt.status_code, attempt.response_body) == (None, None)
+        assert {entry["signer"] for entry in logs if entry["event"] == "signer_failed"} == {"seal"}
+        assert "whsec_" not in repr(logs)
+        assert line.destinations.statistics()[destination("a")].window == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_internal_error_on_the_way_says_nothing_about_the_destination(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_line(window_initial=3, suspend_after=1) as line, trio.open_nursery() as nursery:
+        await line.add(count=30, delays=("1h",), max_retries=1)
+        line.wire.answers["a"] = Answer(failure="internal_error")
+        line.classify = lambda outcome, _: Verdict(
+            decision="retry", reason=outcome.failure, destination_failed=True
+        )
+        line.start(nursery)
+        await trio.sleep(1)
+        assert len(line.wire.sent) == 30
+        assert line.destinations.statistics()[destination("a")].window == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_url_that_is_no_longer_allowed_fails_alone(autojump_clock: MockClock) -> None:
+    """Accepted by an older release: it must not keep the daemon from running."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (bad,) = await line.add(callback_url="gopher://a/hook", destination="gopher://a:70")
+        (good,) = await line.add()
+        line.start(nursery)
+        await trio.sleep(1)
+        delivery = await line.delivery(bad)
+        assert (delivery.status, delivery.failure_reason) == ("failed", "url_not_allowed")
+        assert (await line.delivery(good)).status == "succeeded"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_verdict_without_a_reason_still_gives_the_attempt_one(
+    autojump_clock: MockClock,
+) -> None:
+    """5.1, 5.3: as for the delivery."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add()
+        line.classify = lambda outcome, delivery: Verdict(decision="fail")
+        line.start(nursery)
+        await trio.sleep(1)
+        (attempt,) = await line.attempts(delivery_id)
+        delivery = await line.delivery(delivery_id)
+        assert attempt.failure_reason == delivery.failure_reason == "internal_error"
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_verdict_of_the_classifier_decides(autojump_clock: MockClock) -> None:
+    """5.2: plugins may decide otherwise."""
+    seen: list[tuple[int | None, str]] = []
+
+    def classify(outcome: Outcome, delivery: Delivery) -> Verdict:
+        seen.append((outcome.status_code, delivery.id))
+        return Verdict(decision="success")
+
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add()
+        line.wire.answers["a"] = Answer(404, body=b"as good as done")
+        line.classify = classify
+        line.start(nursery)
+        await trio.sleep(1)
+        (attempt,) = await line.attempts(delivery_id)
+        assert (await line.delivery(delivery_id)).status == "succeeded"
+        assert (attempt.failure_reason, attempt.response_body) == (None, "as good as done")
+        assert seen == [(404, delivery_id)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_body_comes_from_memory_or_else_from_storage(autojump_clock: MockClock) -> None:
+    """4.5: the same bytes either way, on the first attempt and on the next ones."""
+    body = json.dumps({"event": "batch.succeeded", "output": "ü" * 1000}).encode()
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = ILL
+        line.start(nursery)
+        await trio.sleep(1)
+        (submitted,) = await line.submit(body=body)
+        (claimed,) = await line.add(payload=body)
+        await trio.sleep(3600)
+        assert {request.body for _, request in line.wire.sent} == {body}
+        for delivery_id in (submitted, claimed):
+            assert len(await line.attempts(delivery_id)) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_disabled_secret_is_replaced_and_that_is_recorded(
+    autojump_clock: MockClock,
+) -> None:
+    """6.3: signed with the current one instead; the delivery says so. Without any, unsigned."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (unsigned,) = await line.add("b", signing_secret_id="gone")
+        line.start(nursery)
+        await trio.sleep(1)
+        assert (await line.delivery(unsigned)).signing_secret_id is None
+        secret_id = await line.secret()
+        (signed,) = await line.add(signing_secret_id="gone")
+        await trio.sleep(6)
+        assert (await line.delivery(signed)).signing_secret_id == secret_id
+        assert [one.signing_secret_id for one in await line.attempts(signed)] == [secret_id]
+        assert [one.signing_secret_id for one in await line.attempts(unsigned)] == [None]
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_attempt_while_storage_cannot_be_read(autojump_clock: MockClock) -> None:
+    """Nothing was sent, so it is no attempt; it is made once storage is back."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(claimed_by=NODE)
+        line.scheduler.admit(await line.delivery(delivery_id), None)
+        line.storage.fail_with = StorageUnavailable("the disk is gone")
+        line.start(nursery)
+        await trio.sleep(60)
+        assert line.wire.sent == []
+        assert line.senders.busy == 0
+        line.storage.fail_with = None
+        await trio.sleep(2)
+        assert len(line.wire.sent) == 1
+        assert (await line.delivery(delivery_id)).attempt_count == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_attempt_is_recorded_once_storage_is_back(autojump_clock: MockClock) -> None:
+    """The sender keeps its place meanwhile, and the callback is not sent again."""
+    async with open_line(window_initial=1) as line, trio.open_nursery() as nursery:
+
+        def fails(_: object) -> Answer:
+            line.storage.fail_with = StorageUnavailable("the disk is full")
+            return Answer(body=b"thanks")
+
+        first, second = await line.add(count=2)
+        line.wire.answers["a"] = fails
+        line.start(nursery)
+        await trio.sleep(600)
+        assert len(line.wire.sent) == 1
+        assert line.senders.is_sending(first)
+        assert line.destinations.statistics()[destination("a")].in_flight == 1
+        line.wire.answers["a"] = Answer(body=b"thanks")
+        line.storage.fail_with = None
+        await trio.sleep(2)
+        (attempt,) = await line.attempts(first)
+        assert attempt.response_body == "thanks"
+        assert (await line.delivery(second)).status == "succeeded"
+        assert len(line.wire.sent) == 2
+        nursery.cancel_scope.cancel()
+
+
+class _InDoubt(MemoryStorage):
+    """Commits, and then says that it could not: as when the connection breaks in between."""
+
+    doubtful = 0
+
+    async def write(self, function: Any, on_commit: Any = None) -> Any:
+        if self.doubtful:
+            self.doubtful -= 1
+            await super().write(function)
+            raise StorageUnavailable("the connection was lost")
+        return await super().write(function, on_commit)
+
+
+@pytest.mark.parametrize("delay", ["1h", "2s"], ids=["claim given up", "claim kept"])
+async def test_a_commit_in_doubt_does_not_record_an_attempt_twice(
+    delay: str, autojump_clock: MockClock
+) -> None:
+    storage = _InDoubt()
+    line = Line(storage, DeliverySettings())
+    async with trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=(delay,), max_retries=1)
+
+        def doubtful(_: object) -> Answer:
+            storage.doubtful = 1
+            return ILL
+
+        line.wire.answers["a"] = doubtful
+        line.start(nursery)
+        await trio.sleep(1)
+        line.wire.answers["a"] = Answer()
+        (attempt,) = await line.attempts(delivery_id)
+        assert attempt.attempt_number == 1
+        await trio.sleep(2 * 3600)
+        assert [one.attempt_number for one in await line.attempts(delivery_id)] == [1, 2]
+        assert (await line.delivery(delivery_id)).status == "succeeded"
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_by_a_person_while_it_is_sent(autojump_clock: MockClock) -> None:
+    """5.4: the attempt is on record, the delivery stays `cancelled`, nothing follows."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=("1s",), max_retries=5)
+        line.wire.answers["a"] = Answer(500, after=10)
+        line.start(nursery)
+        await trio.sleep(5)
+        await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, delivery_id))
+        assert line.senders.is_sending(delivery_id)
+        await trio.sleep(600)
+        delivery = await line.delivery(delivery_id)
+        assert (delivery.status, delivery.failure_reason) == ("failed", "cancelled")
+        assert delivery.attempt_count == 1
+        assert len(await line.attempts(delivery_id)) == 1
+        assert len(line.wire.sent) == 1
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_by_a_person_right_after_its_attempt(autojump_clock: MockClock) -> None:
+    """In the same group commit as the record: the retry must not come from memory."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=("1s",), max_retries=5)
+        line.wire.answers["a"] = Answer(500, after=1)
+        line.start(nursery)
+        await trio.sleep(0.5)
+        line.storage.hold()
+        await trio.sleep(1)  # the record waits for the commit; now the order comes
+        nursery.start_soon(
+            line.intake.perform, lambda unit: cancel_delivery(unit, ORG, delivery_id)
+        )
+        await wait_all_tasks_blocked()
+        line.storage.resume()
+        await trio.sleep(600)
+        assert len(line.wire.sent) == 1
+        assert (await line.delivery(delivery_id)).failure_reason == "cancelled"
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("delay", ["10s", "1h"], ids=["claim kept", "claim given up"])
+async def test_attempt_now_right_after_an_attempt(delay: str, autojump_clock: MockClock) -> None:
+    """5.4: in the same group commit as the record, and still at once, and never lost."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=(delay,), max_retries=5)
+        line.wire.answers["a"] = Answer(500, after=1)
+        line.start(nursery)
+        await trio.sleep(0.5)
+        line.storage.hold()
+        await trio.sleep(1)
+        line.wire.answers["a"] = Answer()
+        nursery.start_soon(line.intake.perform, lambda unit: attempt_now(unit, ORG, delivery_id))
+        await wait_all_tasks_blocked()
+        line.storage.resume()
+        await trio.sleep(0.5)
+        assert len(line.wire.sent) == 2
+        assert (await line.delivery(delivery_id)).status == "succeeded"
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_by_a_person_while_storage_cannot_be_read(
+    autojump_clock: MockClock,
+) -> None:
+    """5.4: a sender had it and came to no attempt; nobody makes one later."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(claimed_by=NODE)
+        line.scheduler.admit(await line.delivery(delivery_id), None)
+        one = await line.destinations.take()
+        assert one is not None
+        await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, delivery_id))
+        line.destinations.done(one, None, line.now())
+        line.scheduler.postpone(one, line.now() + SECOND)
+        line.start(nursery)
+        await trio.sleep(60)
+        assert line.wire.sent == []
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_claim_writes_nothing(autojump_clock: MockClock) -> None:
+    """Another node has taken over: what it does counts."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add()
+        line.wire.answers["a"] = Answer(500, after=10)
+        line.start(nursery)
+        await trio.sleep(5)
+        before = await line.delivery(delivery_id)
+        taken = msgspec.structs.replace(before, claimed_by="node-2")
+        await line.storage.write(lambda tx: tx.update_delivery(taken))
+        await trio.sleep(600)
+        assert await line.delivery(delivery_id) == taken
+        assert await line.attempts(delivery_id) == []
+        assert line.announced == []
+        assert not line.scheduler.holds(delivery_id)
+        assert line.destinations.statistics()[destination("a")].in_flight == 0
+        assert len(line.wire.sent) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_busy_is_what_is_being_sent(autojump_clock: MockClock) -> None:
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (slow,) = await line.add(delays=("1s",), max_retries=1)
+        (waiting,) = await line.add(due_in=20)
+        line.wire.answers["a"] = Answer(500, after=5)
+        line.start(nursery)
+        await trio.sleep(1)
+        assert line.senders.is_sending(slow)
+        assert not line.senders.is_sending(waiting)
+        assert (line.senders.busy, list(line.senders.sending)) == (1, [slow])
+        await trio.sleep(4.5)
+        assert not line.senders.is_sending(slow)
+        assert line.senders.busy == 0
+        await trio.sleep(1)
+        assert line.senders.is_sending(slow)
+        await trio.sleep(60)
+        assert line.senders.busy == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_busy_where_the_next_attempt_follows_at_once(autojump_clock: MockClock) -> None:
+    """Its next sender may have it before the one before has gone."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (delivery_id,) = await line.add(delays=("1ms",), max_retries=100)
+        line.wire.answers["a"] = Answer(404, after=5)
+        line.start(nursery)
+        await trio.sleep(4)
+        line.storage.hold()
+        await trio.sleep(4)  # overdue by the time it is on record
+        line.storage.resume()
+        await trio.sleep(2)
+        assert line.wire.under_way == 1
+        assert line.senders.is_sending(delivery_id)
+        assert line.senders.busy == 1
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 20])
+async def test_the_pool_is_bounded(concurrency: int, autojump_clock: MockClock) -> None:
+    async with open_line(concurrency=concurrency) as line, trio.open_nursery() as nursery:
+        for host in range(40):
+            line.wire.answers[str(host)] = Answer(after=1)
+            await line.add(str(host), count=3)
+        line.start(nursery)
+        await trio.sleep(0.5)
+        assert line.senders.busy == concurrency
+        await trio.sleep(200)
+        assert line.wire.most_under_way == concurrency
+        assert len(line.wire.sent) == 120
+        nursery.cancel_scope.cancel()
+
+
+async def test_run_ends_when_the_queues_are_closed_and_all_is_sent(
+    autojump_clock: MockClock,
+) -> None:
+    """What is under way is finished; what is due, but with no sender yet, is not begun."""
+    async with open_line(window_initial=1) as line, trio.open_nursery() as nursery:
+        under_way, due = await line.add(count=2)
+        line.wire.answers["a"] = Answer(after=20)
+
+        async def close() -> None:
+            await trio.sleep(10)
+            line.scheduler.close()
+            line.destinations.close()
+
+        nursery.start_soon(line.scheduler.run)
+        nursery.start_soon(close)
+        await line.senders.run()
+        assert trio.current_time() >= 20
+        assert (await line.delivery(under_way)).status == "succeeded"
+        assert (await line.delivery(due)).attempt_count == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_while_it_is_sent(autojump_clock: MockClock) -> None:
+    """5.6: on record as interrupted, next number, no retry used up, due again at once."""
+    async with open_line() as line:
+        secret_id = await line.secret()
+        (delivery_id,) = await line.add(delays=("1h",), max_retries=1)
+        line.wire.answers["a"] = HANGS
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+        (attempt,) = await line.attempts(delivery_id)
+        delivery = await line.delivery(delivery_id)
+        assert (attempt.attempt_number, attempt.failure_reason) == (1, "interrupted")
+        assert attempt.error_message is not None
+        assert "interrupted" in attempt.error_message
+        assert attempt.response_time == 10_000
+        assert attempt.signing_secret_id == secret_id
+        assert (delivery.status, delivery.due_at) == ("pending", line.now())
+        assert (delivery.attempt_count, delivery.interruptions) == (1, 1)
+        assert delivery.claimed_by is None
+        assert line.announced == [attempt]
+        assert line.senders.busy == 0
+
+        # The next node makes it at once, and all retries of the policy are left.
+        line.another("node-2")
+        line.wire.answers["a"] = ILL
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(1)
+            assert dict(line.wire.sent[1][1].headers)["Primeflow-Attempt"] == "2"
+            await trio.sleep(2 * 3600)
+            nursery.cancel_scope.cancel()
+        assert [one.attempt_number for one in await line.attempts(delivery_id)] == [1, 2, 3]
+        assert (await line.delivery(delivery_id)).status == "failed"
+
+
+async def test_the_last_words_of_a_sender_are_bounded(autojump_clock: MockClock) -> None:
+    """A storage that hangs must not hold up the drain; the attempt is made again then."""
+    async with open_line() as line:
+        (delivery_id,) = await line.add()
+        line.wire.answers["a"] = HANGS
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(1)
+            line.storage.hold()
+            cancelled_at = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - cancelled_at == 2
+        line.storage.resume()  # it was queued, and may still be written: either way is well
+        assert len(await line.attempts(delivery_id)) in (0, 1)
+
+
+async def test_last_words_outlast_a_short_failure_of_storage(autojump_clock: MockClock) -> None:
+    async with open_line() as line:
+        (delivery_id,) = await line.add()
+        line.wire.answers["a"] = HANGS
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(1)
+            line.storage.fail_with = StorageUnavailable("locked")
+
+            async def unlock() -> None:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(1)
+                line.storage.fail_with = None
+
+            nursery.start_soon(unlock)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert [one.failure_reason for one in await line.attempts(delivery_id)] == ["interrupted"]
+
+
+class _Stepping(MemoryStorage):
+    """Runs `at(n)` before the storage call number `n`, which then waits a little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.at: dict[int, trio.CancelScope] = {}
+
+    async def step(self) -> None:
+        self.calls += 1
+        if self.calls in self.at:
+            self.at[self.calls].cancel()
+
+    async def write(self, function: Any, on_commit: Any = None) -> Any:
+        await self.step()
+        return await super().write(function, on_commit)
+
+    async def read(self, function: Any) -> Any:
+        await self.step()
+        return await super().read(function)
+
+
+# What a sender awaits: reading the body (1), reading the secrets (2), sending, recording (3).
+@pytest.mark.parametrize("moment", [1, 2, "send", 3])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_cancelled_at_every_await(
+    moment: int | str, status: int, autojump_clock: MockClock
+) -> None:
+    """5.6: afterwards the attempt is on record once, or is made again under its number."""
+    storage = _Stepping()
+    line = Line(storage, DeliverySettings())
+    await line.secret()
+    (delivery_id,) = await line.add(claimed_by=NODE, delays=("1s",), max_retries=1)
+    line.scheduler.admit(await line.delivery(delivery_id), None)
+    storage.calls = 0
+
+    def answer(_: object) -> Answer:
+        if moment == "send":
+            scope.cancel()
+        return Answer(status)
+
+    line.wire.answers["a"] = answer
+    with trio.CancelScope() as scope:
+        if isinstance(moment, int):
+            storage.at = {moment: scope}
+        await line.senders.run()
+    assert scope.cancelled_caught
+    assert line.senders.busy == 0
+    sent = len(line.wire.sent)
+    recorded = await line.attempts(delivery_id)
+    assert len(recorded) == sent
+    assert sent == (0 if moment in (1, 2) else 1)
+
+    line.another("node-2")
+    storage.at = {}
+    await line.storage.write(lambda tx: tx.release_lost("node-2"))
+    line.wire.answers["a"] = Answer(200)
+    async with trio.open_nursery() as nursery:
+        line.start(nursery)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    delivery = await line.delivery(delivery_id)
+    attempts = await line.attempts(delivery_id)
+    assert delivery.status == "succeeded"
+    numbers = [int(dict(request.headers)["Primeflow-Attempt"]) for _, request in line.wire.sent]
+    assert [one.attempt_number for one in attempts] == numbers
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) == (1 if moment in (1, 2) or (moment, status) == (3, 200) else 2)
+    assert delivery.interruptions == (moment == "send")
+
+
+async def test_cancelled_between_tries_to_record(autojump_clock: MockClock) -> None:
+    """5.6: its outcome was not recorded, so it is made again under the same number."""
+    async with open_line() as line:
+        (delivery_id,) = await line.add()
+
+        def fails(_: object) -> Answer:
+            line.storage.fail_with = StorageUnavailable("the disk is full")
+            return Answer()
+
+        line.wire.answers["a"] = fails
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+        line.storage.fail_with = None
+        line.wire.answers["a"] = Answer()
+        assert await line.attempts(delivery_id) == []
+        line.another("node-2")
+        await line.storage.write(lambda tx: tx.release_lost("node-2"))
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        numbers = [dict(request.headers)["Primeflow-Attempt"] for _, request in line.wire.sent]
+        assert numbers == ["1", "1"]
+        assert [one.attempt_number for one in await line.attempts(delivery_id)] == [1]
+
+
+async def test_a_write_that_has_begun_is_seen_through(autojump_clock: MockClock) -> None:
+    """Cancelled while it waits for the commit: the outcome is known, and goes on record."""
+    async with open_line() as line:
+        (delivery_id,) = await line.add()
+        line.wire.answers["a"] = Answer(after=1)
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            await trio.sleep(0.5)
+            line.storage.hold()
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+            line.storage.resume()
+        assert (await line.delivery(delivery_id)).status == "succeeded"
+        assert len(await line.attempts(delivery_id)) == 1
+
+
+async def test_nothing_goes_wrong_after_a_commit(autojump_clock: MockClock) -> None:
+    """What follows a commit must not raise: storage would only log it."""
+    async with open_line(concurrency=8, suspend_after=1) as line, trio.open_nursery() as nursery:
+        for host, answer in {"a": ILL, "b": Answer(410), "c": HANGS, "d": Answer(404)}.items():
+            line.wire.answers[host] = answer
+            await line.add(host, count=20, delays=("1s", "1m"), max_retries=3)
+        with capture_logs() as logs:
+            line.start(nursery)
+            await trio.sleep(4 * 3600)
+        assert [entry for entry in logs if "after" in entry["event"]] == []
+        events = {entry["event"] for entry in logs}
+        assert {"destination_suspended", "delivery_failed"} <= events
+        assert {one.status for one in await line.deliveries()} == {"failed"}
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_destination_that_recovers_is_told_of(autojump_clock: MockClock) -> None:
+    async with open_line(suspend_after=1) as line, trio.open_nursery() as nursery:
+        await line.add(count=50, delays=("1s",), max_retries=50)
+        line.wire.answers["a"] = ILL
+        with capture_logs() as logs:
+            line.start(nursery)
+            await trio.sleep(10)
+            line.wire.answers["a"] = Answer()
+            await trio.sleep(60)
+        events = [entry["event"] for entry in logs if entry["event"].startswith("destination_")]
+        assert events.index("destination_suspended") < events.index("destination_recovered")
+        assert {one.status for one in await line.deliveries()} == {"succeeded"}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("body", "limit", "text"),
+    [
+        (b"", 8, ""),
+        (b"short", 8, "short"),
+        ("äöüß".encode(), 8, "äöüß"),
+        ("äöüßé".encode()[:8], 8, "äöüß"),
+        ("aäöüß".encode()[:8], 8, "aäöü"),  # cut within a character: left out
+        ("aäöü".encode()[:6], 8, "aäö\ufffd"),  # the receiver cut it, not we
+        (b"\xff\xfe", 8, "\ufffd\ufffd"),
+        (b"\xff" * 8, 8, "\ufffd\ufffd"),  # two are six bytes, three would be nine
+        (b"a\x00b", 8, "a\ufffdb"),
+        (b"\x00" * 8, 8, "\ufffd\ufffd"),
+        (b"", 0, ""),
+        (b"\xed\xa0\x80", 16, "\ufffd\ufffd\ufffd"),  # a surrogate is no text
+    ],
+)
+def test_response_text(body: bytes, limit: int, text: str) -> None:
+    """5.5: valid text of at most so many bytes, cut at a character, the rest replaced."""
+    assert response_text(body, limit) == text
+
+
+@given(st.binary(max_size=64), st.integers(0, 64))
+def test_response_text_of_anything(body: bytes, limit: int) -> None:
+    """5.5: it can always be stored and shown."""
+    text = response_text(body[:limit], limit)
+    assert len(text.encode()) <= limit
+    assert "\x00" not in text
+
+
+@given(st.text(max_size=40), st.integers(0, 64))
+def test_response_text_of_text(text: str, limit: int) -> None:
+    """5.5: text that fits is kept as it is, text that does not is cut and not changed."""
+    text = text.replace("\x00", "")
+    shown = response_text(text.encode()[:limit], limit)
+    assert text.startswith(shown)
+    if len(text.encode()) <= limit:
+        assert shown == text
+
+
+async def test_response_body_on_record(autojump_clock: MockClock) -> None:
+    """5.5: what was read, whatever the status; none where no answer came."""
+    async with open_line(max_response_body=10) as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = Answer(500, body="zu viel für".encode()[:10])
+        line.wire.answers["b"] = Answer(failure="connection_error")
+        (answered,), (unanswered,) = await line.add("a"), await line.add("b")
+        line.start(nursery)
+        await trio.sleep(1)
+        (attempt,) = await line.attempts(answered)
+        assert (attempt.response_body, attempt.error_message) == ("zu viel f", None)
+        (attempt,) = await line.attempts(unanswered)
+        assert (attempt.response_body, attempt.status_code) == (None, None)
+        assert attempt.error_message == "it was connection_error"
+        nursery.cancel_scope.cancel()
+
+
+def test_the_wire_counts() -> None:
+    """The fake itself: what it says of attempts under way is true."""
+
+    async def main() -> None:
+        async with open_line() as line, trio.open_nursery() as nursery:
+            line.wire.answers["a"] = HANGS
+            await line.add(count=3)
+            line.start(nursery)
+            await trio.sleep(1)
+            assert isinstance(line.wire, Wire)
+            assert line.wire.under_way == 3
+            nursery.cancel_scope.cancel()
+        assert line.wire.under_way == 0
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
