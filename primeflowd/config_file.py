@@ -5,9 +5,10 @@ setting is commented out, so the file as it stands changes nothing, and uncommen
 the default.
 """
 
-import json
 import textwrap
 from typing import Final
+
+import tomli_w
 
 from primeflowd import config
 from primeflowd.durations import Duration
@@ -55,5 +56,8 @@ def _setting(key: str, default: object, description: str) -> str:
 
 
 def _value(default: object) -> str:
-    """As TOML; what JSON writes for these types is TOML too, and keeps an array on one line."""
-    return json.dumps(default.text if isinstance(default, Duration) else default)
+    """As TOML, an array on one line."""
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_value, default))}]"
+    plain = default.text if isinstance(default, Duration) else default
+    return tomli_w.dumps({"value": plain}).partition(" = ")[2].rstrip("\n")

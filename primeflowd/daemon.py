@@ -146,7 +146,8 @@ class Daemon:
             self.scheduler.close()
             scheduling.cancel()
             self.destinations.close()
-            await _first(sent.wait, hurried.wait, timeout=self.config.drain.deadline.seconds)
+            with trio.move_on_after(self.config.drain.deadline.seconds):
+                await _first(sent.wait, hurried.wait)
             cut = self.senders.busy
             sending.cancel()
             await sent.wait()
@@ -158,7 +159,7 @@ class Daemon:
             nursery.cancel_scope.deadline = trio.current_time() + _CLOSING
 
     async def _release(self) -> None:
-        """Give every claim back, so that another node, or this one restarted, takes over at once."""
+        """Give every claim back, so that another node or the next start takes over at once."""
         try:
             await self.signatures.flush_last_used()
             await self.storage.write(lambda tx: tx.release(self.node_id, None))
@@ -211,7 +212,9 @@ async def _signals(nursery: trio.Nursery) -> AsyncIterator[tuple[trio.Event, tri
         scope.cancel()
 
 
-def _start_scoped(nursery: trio.Nursery, service: Callable[[], Awaitable[None]]) -> trio.CancelScope:
+def _start_scoped(
+    nursery: trio.Nursery, service: Callable[[], Awaitable[None]]
+) -> trio.CancelScope:
     """Start a service that can be cancelled apart from the others."""
     scope = trio.CancelScope()
 
@@ -230,14 +233,13 @@ async def _then_set(service: Callable[[], Awaitable[None]], ended: trio.Event) -
         ended.set()
 
 
-async def _first(*waits: Callable[[], Awaitable[None]], timeout: float) -> None:
-    """Return when the first of `waits` does, or after `timeout` seconds."""
-    with trio.move_on_after(timeout):
-        async with trio.open_nursery() as nursery:
+async def _first(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Return when the first of `waits` does."""
+    async with trio.open_nursery() as nursery:
 
-            async def one(wait: Callable[[], Awaitable[None]]) -> None:
-                await wait()
-                nursery.cancel_scope.cancel()
+        async def one(wait: Callable[[], Awaitable[None]]) -> None:
+            await wait()
+            nursery.cancel_scope.cancel()
 
-            for wait in waits:
-                nursery.start_soon(one, wait)
+        for wait in waits:
+            nursery.start_soon(one, wait)

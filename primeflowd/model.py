@@ -16,7 +16,7 @@ written to storage (that would cost a commit per attempt and say nothing after a
 delivery is `pending`, `succeeded` or `failed`, and the API shows what the senders hold.
 
 Ids are UUIDv7 in canonical lower-case text. Instants are `Micros`. JSON that came from a client is
-kept as canonical bytes (see payload.py), never as parsed values, so that numbers keep their spelling.
+kept as canonical bytes (see payload.py), never as values, so that numbers keep their spelling.
 """
 
 from typing import Final, Literal, TypeAlias

@@ -272,6 +272,22 @@ async def test_tls_exchanges(
 
 
 @versions
+async def test_tls_record_larger_than_a_read(
+    nursery: trio.Nursery, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """What OpenSSL holds of a record makes no socket readable, and must be asked for."""
+    answer = OK.replace(b"2\r\n\r\nok", b"5000\r\n\r\n" + bytes(5000))
+    async with tls_pair(tmp_path, version) as (connection, theirs):
+        assert connection.response.wanted < len(answer)
+        nursery.start_soon(connection.exchange, REQUEST)
+        await theirs.receive_some()
+        await theirs.send_all(answer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.response.body == bytes(5000)
+        assert connection.reusable
+
+
+@versions
 async def test_tls_cut_without_goodbye(
     nursery: trio.Nursery, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:

@@ -32,8 +32,9 @@ _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="primeflowd"'),)
 class Authenticator:
     """Finds the key of a request, with a small memory of those found lately."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, remembered: int = _REMEMBERED) -> None:
         self._storage = storage
+        self._remembered = remembered
         # By digest: the key, and when to ask storage again. In the order of being found.
         self._found: dict[str, tuple[ApiKey, float]] = {}
 
@@ -51,7 +52,7 @@ class Authenticator:
         key = await self._storage.read(partial(_key, offered))
         if key is None or not hmac.compare_digest(key.digest, offered) or key.revoked_at:
             raise _unauthorized("invalid_api_key", "this API key is unknown or revoked")
-        while len(self._found) >= _REMEMBERED:
+        while len(self._found) >= self._remembered:
             del self._found[next(iter(self._found))]
         self._found[offered] = key, trio.current_time() + _TRUSTED_FOR
         return key

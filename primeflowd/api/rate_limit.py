@@ -20,10 +20,11 @@ _BUCKETS: Final = 10_000
 class RateLimiter:
     """Counts requests by key id."""
 
-    def __init__(self, settings: Api, clock: Clock) -> None:
+    def __init__(self, settings: Api, clock: Clock, buckets: int = _BUCKETS) -> None:
         self._rate = settings.rate_limit
         self._burst = settings.rate_burst
         self._clock = clock
+        self._most = buckets
         # By key id: tokens, and when (Trio's time) there were that many. Least lately used first.
         self._buckets: dict[str, tuple[float, float]] = {}
 
@@ -40,7 +41,7 @@ class RateLimiter:
         tokens = min(self._burst, tokens + (now - at) * self._rate)
         spent = tokens < 1
         tokens -= not spent
-        if len(self._buckets) >= _BUCKETS:
+        if len(self._buckets) >= self._most:
             del self._buckets[next(iter(self._buckets))]
         self._buckets[key_id] = tokens, now
         full_at = self._clock.now() / SECOND + (self._burst - tokens) / self._rate

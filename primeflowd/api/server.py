@@ -24,7 +24,6 @@ from primeflowd.errors import OperatorError
 
 GRACE: Final = 3.0
 _BACKLOG: Final = 1024
-# Of a connection without a request: also the longest that a head may take to arrive.
 _IDLE: Final = 60.0
 
 
@@ -33,9 +32,14 @@ async def serve(
     bind: tuple[str, int],
     shutdown: trio.Event,
     *,
+    idle_timeout: float = _IDLE,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set. Reports the URLs it listens on, as `http://127.0.0.1:8081`.
+
+    Args:
+        idle_timeout: seconds that a connection without a request is kept; also the longest that
+            the head of a request may take.
 
     Raises:
         OperatorError: the address cannot be listened on.
@@ -45,7 +49,7 @@ async def serve(
     try:
         await worker_serve(
             wrap_app(cast("ASGIFramework", app), 0, "asgi"),
-            _hypercorn_config(),
+            _hypercorn_config(idle_timeout),
             sockets=Sockets([], [listener], []),
             shutdown_trigger=shutdown.wait,
             task_status=task_status,
@@ -75,12 +79,12 @@ async def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _hypercorn_config() -> HypercornConfig:
+def _hypercorn_config(idle_timeout: float) -> HypercornConfig:
     config = HypercornConfig()
     # Loggers rather than the names of files: nothing of the server writes to stdout or stderr.
     config.errorlog = logging.getLogger("hypercorn.error")
     config.accesslog = None
     config.include_server_header = False
     config.graceful_timeout = GRACE
-    config.keep_alive_timeout = _IDLE
+    config.keep_alive_timeout = idle_timeout
     return config

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import click
 import httpx
+import tomli_w
 from rich.console import Console
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -40,15 +41,11 @@ _SHOWN_HEADERS: Final = (
     "primeflow-attempt",
 )
 
-_CONFIG: Final = """\
-state_directory = {directory}
-[api]
-bind = "127.0.0.1:0"
-[delivery.egress]
-allow = ["127.0.0.0/8"]
-[log]
-format = "json"
-"""
+_SETTINGS: Final = {
+    "api": {"bind": "127.0.0.1:0"},
+    "delivery": {"egress": {"allow": ["127.0.0.0/8"]}},
+    "log": {"format": "json"},
+}
 
 _GOING_ON: Final = """\
 Go on with:
@@ -69,7 +66,7 @@ def demo() -> None:
     script = json.dumps([{"status": status} for status in ANSWERS])
     with tempfile.TemporaryDirectory(prefix="primeflowd-demo-") as name:
         config = Path(name) / "primeflowd.toml"
-        config.write_text(_CONFIG.format(directory=json.dumps(name)))
+        config.write_text(tomli_w.dumps({"state_directory": name, **_SETTINGS}))
         with (
             Child("receiver", ["primeflowd.testing.receiver", "--script", script]) as receiver,
             Child("daemon", ["primeflowd", "run", "--config", str(config)], "stderr") as daemon,

@@ -49,8 +49,8 @@ class DeliveryStatements(Session):
         self, org_id: str, where: DeliveryFilter, position: str | None, limit: int
     ) -> list[Delivery]:
         query = select(*rows.DELIVERIES.columns).where(*_matching(org_id, where), FAILED)
-        if position is not None:
-            query = query.where(deliveries.c.id > position)
+        # Asked for at the start too: without it SQLite reads the window by its instants and sorts.
+        query = query.where(deliveries.c.id > (position or ""))
         found = self._read(query.order_by(deliveries.c.id).limit(limit))
         return [rows.DELIVERIES.value(row) for row in found]
 

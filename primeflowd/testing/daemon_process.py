@@ -59,7 +59,7 @@ class DaemonProcess:
         Raises:
             subprocess.CalledProcessError: it did not exit with 0.
         """
-        return subprocess.run(
+        return subprocess.run(  # noqa: S603 - our own words
             [sys.executable, "-m", "primeflowd", *words, "--config", str(self.config)],
             check=True,
             capture_output=True,
@@ -84,7 +84,7 @@ class DaemonProcess:
         Raises:
             RuntimeError: it exited or was silent; the message holds its log.
         """
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - our own words
             [sys.executable, "-m", "primeflowd", "run", "--config", str(self.config)],
             stderr=subprocess.PIPE,
             text=True,

@@ -54,9 +54,7 @@ def test_drain_records_what_it_cuts(tmp_path: Path) -> None:
             with daemon.client(key) as client:
                 path = f"/v1/batches/{batch.json()['id']}/callback"
                 done = eventually(
-                    lambda: [
-                        d for d in client.get(path).json() if d["status_code"] == "succeeded"
-                    ]
+                    lambda: [d for d in client.get(path).json() if d["status_code"] == "succeeded"]
                 )
             assert daemon.terminate() == 0
         (delivery,) = done
@@ -78,9 +76,7 @@ def test_second_signal_cuts_at_once(tmp_path: Path) -> None:
                 eventually(receiver.arrivals)
                 daemon.process.send_signal(signal.SIGINT)
                 eventually(lambda: client.get("/readyz").status_code == 503)
-                refused = client.post(
-                    "/v1/batches", json={**BATCH, "callback_url": receiver.url}
-                )
+                refused = client.post("/v1/batches", json={**BATCH, "callback_url": receiver.url})
                 assert refused.status_code == 503
                 assert refused.headers["retry-after"]
                 assert client.get("/v1/batches").status_code == 200

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def test_batch_to_callback_through_failures_and_a_kill(tmp_path: Path) -> None:
             assert waiting["status_code"] == "pending"
             daemon.start()
             with daemon.client(key) as client:
-                eventually(
-                    lambda: history(client, batch["id"])[0]["status_code"] == "succeeded"
-                )
+                eventually(lambda: history(client, batch["id"])[0]["status_code"] == "succeeded")
                 (delivery,) = history(client, batch["id"])
                 again = client.post(f"/v1/batches/{batch['id']}/callback-redeliveries")
                 assert again.status_code == 201
@@ -86,7 +85,9 @@ def test_batch_to_callback_through_failures_and_a_kill(tmp_path: Path) -> None:
 
 def test_retries_are_never_early(tmp_path: Path) -> None:
     """3.6: retry k waits its delay from the end of the attempt before it."""
-    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"status": 500, "delay": 0.1}] * 3 + [{}]) as receiver:
+    with ReceiverProcess(
+        tmp_path / "arrivals.jsonl", [{"status": 500, "delay": 0.1}] * 3 + [{}]
+    ) as receiver:
         daemon = DaemonProcess(
             tmp_path / "state",
             '[delivery.default_policy]\ndelays = ["200ms", "400ms"]\nmax_retries = 3\n',
@@ -100,7 +101,7 @@ def test_retries_are_never_early(tmp_path: Path) -> None:
             eventually(lambda: batch["id"] in receiver.succeeded())
             assert daemon.terminate() == 0
         times = [a.time for a in receiver.arrivals()]
-        waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
         # The receiver takes 0.1 s to answer, and the delay starts after that.
         for wait, delay in zip(waits, (0.2, 0.4, 0.4), strict=True):
             assert wait >= 0.1 + delay - 0.002

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -62,7 +62,7 @@ class Api:
         """Put a new application in the place of the present one, as a restart does."""
         self.app = create_app(services)
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app), base_url="http://api.test"
+            transport=httpx.ASGITransport(cast("Any", self.app)), base_url="http://api.test"
         )
 
     async def make_key(

@@ -5,9 +5,10 @@ from typing import TypeVar
 
 import pytest
 import trio.testing
+from werkzeug.datastructures import Headers
 
 from primeflowd.access_keys import new_key
-from primeflowd.api import auth
+from primeflowd.api.auth import Authenticator
 from primeflowd.hookspecs import Storage, StorageStatistics, Tx
 from tests.api.harness import Api, problem
 from tests.node import ACME, GLOBEX
@@ -97,8 +98,8 @@ async def test_keys_are_looked_up_once_a_second(
 ) -> None:
     """2.1: a key found is trusted for a second, then asked for again."""
     storage = CountingStorage(api.node.storage)
-    authenticator = auth.Authenticator(storage)
-    headers = auth.Headers({"X-Reevit-Key": api.key})
+    authenticator = Authenticator(storage)
+    headers = Headers({"X-Reevit-Key": api.key})
     for _ in range(3):
         assert (await authenticator.authenticate(headers)).org_id == ACME
         await trio.sleep(0.3)
@@ -124,14 +125,13 @@ async def test_a_key_revoked_elsewhere_stops_within_a_second(
     assert problem(response) == (401, "unauthorized", "invalid_api_key")
 
 
-async def test_the_memory_for_keys_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_for_keys_is_bounded(api: Api) -> None:
     """The oldest entry makes room; nothing is ever refused for want of it."""
-    monkeypatch.setattr(auth, "_REMEMBERED", 2)
     storage = CountingStorage(api.node.storage)
-    authenticator = auth.Authenticator(storage)
+    authenticator = Authenticator(storage, remembered=2)
     plains = [(await api.make_key())[1] for _ in range(3)]
     for plain in [*plains, *plains[1:], plains[0]]:
-        await authenticator.authenticate(auth.Headers({"X-Reevit-Key": plain}))
+        await authenticator.authenticate(Headers({"X-Reevit-Key": plain}))
     assert storage.reads == 4
 
 

@@ -109,7 +109,7 @@ async def test_an_application_that_gives_no_answer(
         def __init__(self, *_: object, **__: object) -> None:
             raise RuntimeError("a bug before any view")
 
-    api.app.request_class = Broken
+    api.app.request_class = Broken  # type: ignore[assignment]
     request = method + b" / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     status, headers, body = await ask(address, request)
     assert status == 500

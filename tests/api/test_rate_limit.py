@@ -6,7 +6,6 @@ import msgspec
 import pytest
 import trio.testing
 
-from primeflowd.api import rate_limit
 from primeflowd.api.errors import Rejected
 from primeflowd.api.rate_limit import RateLimiter
 from primeflowd.config import Api as ApiSettings
@@ -16,7 +15,7 @@ from tests.node import START, HandClock
 
 
 @pytest.fixture
-async def limited(autojump_clock: trio.testing.MockClock) -> AsyncIterator[Api]:
+async def limited() -> AsyncIterator[Api]:
     """An API that takes 2 requests a second, 4 at once."""
     settings = ApiSettings(rate_limit=2, rate_burst=4)
     async with open_api(msgspec.structs.replace(Config(), api=settings)) as api:
@@ -29,7 +28,9 @@ async def test_off_by_default(api: Api) -> None:
     assert not [name for name in response.headers if name.startswith("x-ratelimit")]
 
 
-async def test_the_burst_then_429_then_the_rate(limited: Api) -> None:
+async def test_the_burst_then_429_then_the_rate(
+    limited: Api, autojump_clock: trio.testing.MockClock
+) -> None:
     """2.11: 429 with Retry-After when spent; after that long it goes on."""
     for left in (3, 2, 1, 0):
         response = await limited.get("/v1/batches")
@@ -48,7 +49,9 @@ async def test_the_burst_then_429_then_the_rate(limited: Api) -> None:
     assert (await limited.get("/v1/batches")).headers["x-ratelimit-remaining"] == "3"
 
 
-async def test_every_answer_to_the_key_carries_the_headers(limited: Api) -> None:
+async def test_every_answer_to_the_key_carries_the_headers(
+    limited: Api, autojump_clock: trio.testing.MockClock
+) -> None:
     """2.11: refusals too."""
     for response in (
         await limited.get("/v1/batches/x"),
@@ -59,7 +62,9 @@ async def test_every_answer_to_the_key_carries_the_headers(limited: Api) -> None
         assert response.headers["x-ratelimit-limit"] == "4"
 
 
-async def test_keys_do_not_share_a_bucket(limited: Api) -> None:
+async def test_keys_do_not_share_a_bucket(
+    limited: Api, autojump_clock: trio.testing.MockClock
+) -> None:
     """2.11: per key; what carries none is not counted."""
     _, other = await limited.make_key()
     for _ in range(5):
@@ -69,12 +74,9 @@ async def test_keys_do_not_share_a_bucket(limited: Api) -> None:
     assert (await limited.get("/healthz", key="")).status_code == 200
 
 
-async def test_memory_is_bounded(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_memory_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     """The bucket used least lately is forgotten, and starts full when it comes back."""
-    monkeypatch.setattr(rate_limit, "_BUCKETS", 2)
-    limiter = RateLimiter(ApiSettings(rate_limit=0.001, rate_burst=1), HandClock())
+    limiter = RateLimiter(ApiSettings(rate_limit=0.001, rate_burst=1), HandClock(), buckets=2)
     for key in ("a", "b", "c"):
         limiter.take(key)
     with pytest.raises(Rejected):

@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import msgspec
@@ -13,7 +14,6 @@ import structlog.testing
 import trio
 import trio.testing
 
-from primeflowd.api import server
 from primeflowd.api.server import serve
 from primeflowd.config import Api as ApiSettings
 from primeflowd.config import Config
@@ -22,11 +22,12 @@ from tests.api.harness import Api, open_api
 
 
 @asynccontextmanager
-async def served(api: Api) -> AsyncIterator[tuple[str, trio.Event]]:
+async def served(api: Api, idle_timeout: float = 60.0) -> AsyncIterator[tuple[str, trio.Event]]:
     """The URL that the API is served at, and the event that ends it."""
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
-        [url] = await nursery.start(serve, api.app, ("127.0.0.1", 0), shutdown)
+        serving = partial(serve, idle_timeout=idle_timeout)
+        [url] = await nursery.start(serving, api.app, ("127.0.0.1", 0), shutdown)
         with trio.fail_after(30):
             yield url, shutdown
         shutdown.set()
@@ -157,10 +158,9 @@ async def test_keep_alive_serves_many_requests_on_one_connection(api: Api) -> No
     assert len(ports) == 1
 
 
-async def test_an_idle_connection_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed(api: Api) -> None:
     """Also after a request: or clients could hold connections for good."""
-    monkeypatch.setattr(server, "_IDLE", 0.2)
-    async with served(api) as (url, _):
+    async with served(api, idle_timeout=0.2) as (url, _):
         for first in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
             stream = await _connect(url)
             await stream.send_all(first)

@@ -6,7 +6,7 @@ Markdown table of medians with minimum and maximum. A round in which a callback 
 fails the run. Sizes: 64 connections, 50 destinations, callback bodies of about 600 bytes.
 
 The CPU time is the daemon's user and system time from the first request of a round to its last
-recorded attempt, divided by the callbacks of the round; `rate` is callbacks per second of that time.
+recorded attempt, divided by the callbacks of the round; the rate is callbacks per second of that.
 """
 
 import argparse
@@ -121,9 +121,7 @@ class Daemon:
         return [sys.executable, "-m", "primeflowd", *words, "--config", str(self.config)]
 
     def _command(self, *words: str) -> str:
-        return subprocess.run(
-            self._argv(*words), check=True, capture_output=True, text=True
-        ).stdout
+        return subprocess.run(self._argv(*words), check=True, capture_output=True, text=True).stdout
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import trio
 
+from primeflowd.clock import SystemClock
 from primeflowd.config import Config, StorageSettings
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import DAY
 from primeflowd.lifecycle import NewBatch, create_batch
-from primeflowd.clock import SystemClock
 from primeflowd.plugins import Plugins
 from primeflowd.unit import Unit
 

@@ -106,3 +106,15 @@ async def test_closed_storage_takes_nothing() -> None:
 def test_hook_opens_its_own_url_only() -> None:
     assert open_storage(from_mapping({"storage": {"url": "memory://"}}), "node-1") is not None
     assert open_storage(from_mapping({"storage": {"url": "sqlite:///x"}}), "node-1") is None
+
+
+def test_no_promise_of_the_suite_hides_another() -> None:
+    """Two parts with a test of one name would leave one of them out."""
+    names = [
+        name
+        for part in StorageConformance.__mro__
+        for name in vars(part)
+        if name.startswith("test_")
+    ]
+    assert sorted(names) == sorted(set(names))
+    assert len(names) > 50

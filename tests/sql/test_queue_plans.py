@@ -140,8 +140,10 @@ def test_history_of_a_batch_does_not_read_its_org(tx: SqlTx, plans: list[str]) -
 
 
 def test_failed_are_walked_by_id(tx: SqlTx, plans: list[str]) -> None:
-    tx.failed_after(ORG, DeliveryFilter(created_after=NOW), None, 10)
-    tx.failed_after(ORG, DeliveryFilter(created_after=NOW), "x", 10)
+    window = DeliveryFilter(created_after=NOW, created_before=NOW + 1, failure_reason="timeout")
+    for where in (DeliveryFilter(created_after=NOW), window):
+        tx.failed_after(ORG, where, None, 10)
+        tx.failed_after(ORG, where, "x", 10)
     assert all("USING INDEX deliveries_failed (org_id=?" in plan for plan in plans)
     assert scans(plans) == []
 

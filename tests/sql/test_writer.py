@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -67,7 +67,9 @@ async def one_group(writer: Writer) -> AsyncIterator[trio.Nursery]:
             gate.open()
 
 
-async def refuse(writer: Writer, function: object, error: type[BaseException]) -> None:
+async def refuse(
+    writer: Writer, function: Callable[[Tx], None], error: type[BaseException]
+) -> None:
     with pytest.raises(error):
         await writer.write(function)
 
@@ -244,6 +246,7 @@ async def test_cancelled_in_its_group_is_committed_and_told(writer: Writer) -> N
             await writer.write(lambda tx: tx.put_note("a", "1"), told.append)
         assert scope.cancelled_caught
         assert told == []
+    await writer.write(lambda tx: None)  # which comes after it
     assert told == [None]
     assert notes(writer) == {"a": "1"}
 
