@@ -231,11 +231,14 @@ class Destinations:
         }
 
     def _offer(self, destination: _Destination) -> None:
-        """Give a destination its turn if it may have one, and wake a sender for it."""
-        if destination.eligible():
-            if not destination.in_ring:
-                destination.in_ring = True
-                self._ring.append(destination)
+        """Give a destination its turn if it may have one, and wake a sender for it.
+
+        One sender for each turn: it passes the turn on, and that wakes the next. As long as there
+        is a turn, a sender is awake for it, or none is waiting.
+        """
+        if destination.eligible() and not destination.in_ring:
+            destination.in_ring = True
+            self._ring.append(destination)
             self._waiting.unpark()
 
     def _succeeded(self, destination: _Destination) -> Change | None:

@@ -127,9 +127,6 @@ def _networks(blocks: Iterable[str]) -> tuple[_Network, ...]:
 
 
 def _within(address: _Address, networks: Iterable[_Network]) -> bool:
-    # A scoped address is in no network by ipaddress's reckoning unless the scope is taken off.
-    if isinstance(address, IPv6Address) and address.scope_id:
-        address = IPv6Address(int(address))
     return any(address in network for network in networks)
 
 

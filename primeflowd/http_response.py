@@ -94,7 +94,6 @@ class ResponseReader:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._stray = True
             if self.status is not None:
                 return True
             if isinstance(error.__context__, BadResponse):

@@ -167,8 +167,10 @@ def test_length_limit() -> None:
 
 
 pieces = st.sampled_from(
-    ["http", "https", "://", "/", "?", "#", "@", ":", "[", "]", "::1", "\\", "%", "%0d%0a", "."]
-    + ["example", "127.0.0.1", "xn--", "\r\n", " ", "\u00ad", "é", "。", "80", "99999"]
+    [
+        *("http", "https", "://", "/", "?", "#", "@", ":", "[", "]", "::1", "\\", "%", "%0d%0a"),
+        *("example", "127.0.0.1", "xn--", "\r\n", " ", "\u00ad", "é", ".", "。", "80", "99999"),
+    ]
 )
 
 
@@ -189,8 +191,7 @@ def test_never_anything_but_a_target_or_a_value_error(url: str) -> None:
     """4.7: no URL at all can break the request line or the Host header."""
     try:
         target = parse(url)
-    except ValueError as error:
-        assert str(error)
+    except ValueError:
         return
     for part in (target.request_target, target.host_header, target.destination, target.host):
         assert part

@@ -1,6 +1,7 @@
 """idle_connections.py: last in, first out, and bounded three ways."""
 
 import socket
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -35,6 +36,8 @@ class Peers:
             return end.recv(1) == b""
         except BlockingIOError:
             return False
+        except ConnectionResetError:
+            return True
 
 
 @pytest.fixture
@@ -117,7 +120,23 @@ async def test_stale_ones_are_passed_over(peers: Peers, mock_clock: MockClock) -
     peers.other_end[spoke].send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
     assert idle.take("a") is good
     assert len(idle) == 0
+    assert peers.closed(spoke)
+    assert not peers.closed(good)
     good.close()
+
+
+async def test_nothing_is_left_of_a_destination(peers: Peers, mock_clock: MockClock) -> None:
+    """A daemon meets new destinations for years; those without connections take no memory."""
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    connection = peers.make()
+    tracemalloc.start()
+    try:
+        for n in range(2_000):
+            idle.put(f"https://{n}.test:443", connection)
+            assert idle.take(f"https://{n}.test:443") is connection
+        assert tracemalloc.get_traced_memory()[0] < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_close_all(peers: Peers, mock_clock: MockClock) -> None:

@@ -308,6 +308,8 @@ async def test_dead_destinations_do_not_fill_the_node(autojump_clock: MockClock)
             assert destination(host) in line.destinations.ill()
         assert len(line.scheduler) <= 2 * len(dead) + 5
         await line.check_claims()
+        await line.submit(dead[0], count=50)  # and what comes in waits in storage
+        assert len(line.scheduler) <= 2 * len(dead) + 5
         # The others are served as if nothing was.
         (claimed,) = await line.add("well", due_in=0)
         (submitted,) = await line.submit("well")

@@ -215,8 +215,9 @@ class _Conversation:
         return keep_alive and not answer.close and not answer.reset and answer.raw is None
 
     async def _answer(self, answer: Answer) -> None:
-        for _ in range(answer.interim):
-            await self._send(b"HTTP/1.1 103 Early Hints\r\n\r\n", answer.drip)
+        for start in range(0, answer.interim, 1000):
+            hints = b"HTTP/1.1 103 Early Hints\r\n\r\n" * min(1000, answer.interim - start)
+            await self._send(hints, answer.drip)
         if answer.raw is not None:
             await self._send(answer.raw, answer.drip)
             return

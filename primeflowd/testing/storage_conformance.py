@@ -14,19 +14,15 @@ What the environment can do to a storage (a full disk, a lost connection, two pr
 with each and is for its own tests.
 """
 
-import pytest
-
-# Before the imports that it is about: so that a failed assertion shows its values.
-pytest.register_assert_rewrite("primeflowd.testing.conformance")
-
-from primeflowd.testing.conformance.access import AccessPromises  # noqa: E402
-from primeflowd.testing.conformance.batches import BatchPromises  # noqa: E402
-from primeflowd.testing.conformance.deliveries import DeliveryPromises  # noqa: E402
-from primeflowd.testing.conformance.queue import QueuePromises  # noqa: E402
-from primeflowd.testing.conformance.writes import WritePromises  # noqa: E402
+from primeflowd.testing.conformance.access import AccessPromises
+from primeflowd.testing.conformance.batches import BatchPromises
+from primeflowd.testing.conformance.callers import CallerPromises
+from primeflowd.testing.conformance.deliveries import DeliveryPromises
+from primeflowd.testing.conformance.queue import QueuePromises
+from primeflowd.testing.conformance.writes import WritePromises
 
 
 class StorageConformance(
-    WritePromises, BatchPromises, DeliveryPromises, QueuePromises, AccessPromises
+    WritePromises, CallerPromises, BatchPromises, DeliveryPromises, QueuePromises, AccessPromises
 ):
     """Subclass it, give it open(), and set `durable` to False if nothing outlives a close."""

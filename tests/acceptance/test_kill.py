@@ -1,4 +1,4 @@
-"""5.6: what was answered 2xx survives `kill -9` at any moment and is attempted until it succeeds."""
+"""5.6: what was answered 2xx survives `kill -9` at any moment and is attempted until it is done."""
 
 import random
 import threading

@@ -53,6 +53,12 @@ class BatchPromises(Conformance):
             assert await storage.read(lambda tx: tx.taken_batch_ids(ids)) == {mine.id, theirs.id}
             assert await storage.read(lambda tx: tx.taken_batch_ids([])) == set()
 
+            def insert_and_ask(tx: Tx) -> set[str]:
+                tx.insert_batch(make_batch(id=free))
+                return tx.taken_batch_ids(ids)
+
+            assert await storage.write(insert_and_ask) == set(ids)
+
     async def test_batch_id_is_taken_once(self) -> None:
         async with self.open() as storage:
             batch = make_batch()

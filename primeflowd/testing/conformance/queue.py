@@ -1,10 +1,11 @@
 """Promises about the queue: who may claim what, and whose records count."""
 
 from collections import Counter
+from random import Random
 
 from msgspec.structs import replace
 
-from primeflowd.hookspecs import Tx
+from primeflowd.hookspecs import Fate, Tx
 from primeflowd.model import Delivery
 from primeflowd.testing.conformance.base import (
     NODE,
@@ -101,6 +102,36 @@ class QueuePromises(Conformance):
             rest = await storage.write(lambda tx: tx.claim(NODE, NOW + 500, 100, 4, held))
             assert [d.id for d in rest] == [crowd[3].id, *(d.id for d in others[17:28])]
 
+    async def test_claim_takes_what_a_walk_of_the_queue_would(self) -> None:
+        """Behind a crowd, with many destinations in any order and several rows to an instant."""
+        async with self.open() as storage:
+            random = Random(7)
+            crowd = [make_delivery(destination=BUSY, due_at=NOW) for _ in range(1_500)]
+            others = [
+                make_delivery(
+                    destination=f"https://r{random.randrange(40)}.example:443",
+                    due_at=NOW + random.randrange(60),
+                )
+                for _ in range(400)
+            ]
+            await store(storage, *crowd, *others)
+            waiting = sorted([*crowd, *others], key=lambda d: (d.due_at or 0, d.id))
+            held = Counter({BUSY: 2})
+            for limit in (10, 1, 30, 7, 100):
+                expected = []
+                for delivery in waiting:
+                    if len(expected) < limit and held[delivery.destination] < 4:
+                        held[delivery.destination] += 1
+                        expected.append(delivery.id)
+                before = dict(held - Counter(d.destination for d in waiting if d.id in expected))
+                claimed = await storage.write(
+                    lambda tx, limit=limit, held=before: tx.claim(  # type: ignore[misc]
+                        NODE, NOW + 1000, limit, 4, held
+                    )
+                )
+                assert [d.id for d in claimed] == expected
+                waiting = [d for d in waiting if d.id not in expected]
+
     async def test_release(self) -> None:
         async with self.open() as storage:
             mine = [make_delivery(claimed_by=NODE) for _ in range(3)]
@@ -138,6 +169,19 @@ class QueuePromises(Conformance):
             assert await delivery_of(storage, delivery.id) == after
             assert await attempts_of(storage, delivery.id) == [attempt]
             assert await storage.read(lambda tx: tx.in_flight(delivery.batch_id)) is None
+
+    async def test_record_attempt_of_a_delivery_that_is_just_made(self) -> None:
+        async with self.open() as storage:
+            delivery = make_delivery(claimed_by=NODE)
+            after, attempt = _ended(delivery), make_attempt(delivery_id=delivery.id)
+
+            def function(tx: Tx) -> Fate:
+                tx.insert_delivery(delivery)
+                return tx.record_attempt(NODE, attempt, after)
+
+            assert await storage.write(function) == "recorded"
+            assert await delivery_of(storage, delivery.id) == after
+            assert await attempts_of(storage, delivery.id) == [attempt]
 
     async def test_record_attempt_that_will_be_retried(self) -> None:
         """3.6: a retry within the horizon stays claimed, a later one is free for any node."""
