@@ -47,10 +47,10 @@ def reset(stream: trio.SocketStream) -> None:
 
 
 async def read_request(stream: trio.SocketStream, size: int = len(REQUEST)) -> bytes:
-    data = b""
+    data = bytearray()
     while len(data) < size:
         data += await stream.receive_some()
-    return data
+    return bytes(data)
 
 
 async def failure_of(connection: Connection, request: bytes = REQUEST) -> NetworkFailure:
@@ -163,7 +163,7 @@ async def test_answer_before_a_reset() -> None:
         assert connection.response.status == 200
 
 
-@pytest.mark.parametrize("size", [1, 1_000_000, 30_000_000])
+@pytest.mark.parametrize("size", [1, 1_000_000, 20_000_000])
 async def test_large_requests_arrive_whole(nursery: trio.Nursery, size: int) -> None:
     """What the socket does not take at once follows, in order."""
     body = bytes(n % 251 for n in range(1000)) * (size // 1000 + 1)

@@ -223,18 +223,18 @@ async def test_surplus_is_claimed_again_later(autojump_clock: MockClock) -> None
         assert len(line.scheduler) == 0
 
 
-async def test_what_waits_in_storage_is_not_overtaken_for_ever(autojump_clock: MockClock) -> None:
+async def test_what_waits_in_storage_is_not_overtaken(autojump_clock: MockClock) -> None:
     """More comes in than can be sent, and takes no place from what came before."""
     async with running(active_limit=20, destination_share=1.0, window_max=5) as line:
         line.wire.answers["a"] = Answer(after=0.1)  # 50 in a second
         await trio.sleep(1)
         old = await line.submit("a", count=200)
-        for _ in range(50):
-            await trio.sleep(0.1)
-            await line.submit("a", count=20)
-        await trio.sleep(2)
-        states = [(await line.delivery(one)).status for one in old]
-        assert states.count("succeeded") == 200
+        for _ in range(100):
+            await trio.sleep(0.0531)
+            await line.submit("a", count=5)
+        sent = [dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent]
+        assert len(sent) > 210
+        assert set(sent[:200]) == set(old)
 
 
 async def test_a_destination_that_lags_does_not_send_others_the_long_way(
@@ -278,6 +278,40 @@ async def test_waiting_retries_leave_room_for_what_is_due(autojump_clock: MockCl
         assert len(line.wire.sent) == 402
 
 
+async def test_no_claim_is_kept_where_enough_is_waiting(autojump_clock: MockClock) -> None:
+    async with scheduling(active_limit=40, destination_share=1.0) as line:
+        await line.add("a", count=19, due_in=20)
+        await line.add("b", due_in=-1)
+        await trio.sleep(5.5)
+        held = await taken(line)
+        soon = msgspec.structs.replace(held.delivery, due_at=line.now() + SECOND)
+        assert line.scheduler.keeps(soon)
+        await line.add("a", due_in=20)
+        await trio.sleep(5.5)
+        assert line.scheduler.waiting() == 20
+        assert not line.scheduler.keeps(soon)
+
+
+async def test_a_long_queue_is_claimed_in_quick_succession(autojump_clock: MockClock) -> None:
+    """One transaction claims so many and no more; the next follows soon."""
+    async with scheduling(destination_share=1.0) as line:
+        await line.add(count=5000, due_in=-1)
+        await trio.sleep(5.5)
+        assert len(line.scheduler) == 5000
+
+
+async def test_no_claims_for_what_comes_and_goes(autojump_clock: MockClock) -> None:
+    """While nothing waits in storage, it is asked at its regular times only."""
+    async with running() as line:
+        await trio.sleep(1)
+        before = line.storage.statistics().commits
+        for _ in range(90):
+            await line.submit()
+            await trio.sleep(0.1)
+        assert len(line.wire.sent) == 90
+        assert line.storage.statistics().commits - before <= 2 * 90 + 2
+
+
 async def test_a_hanging_destination_does_not_delay_another(autojump_clock: MockClock) -> None:
     """200 callbacks to one that hangs delay one to another by no more than a round."""
     async with running(concurrency=16) as line:
@@ -303,7 +337,7 @@ async def test_dead_destinations_do_not_fill_the_node(autojump_clock: MockClock)
         for host in dead:
             line.wire.answers[host] = Answer(failure="connection_error", after=0.1)
             await line.add(host, count=50, due_in=-60, delays=("1h",), max_retries=9)
-        await trio.sleep(60)
+        await trio.sleep(8)
         for host in dead:
             assert destination(host) in line.destinations.ill()
         assert len(line.scheduler) <= 2 * len(dead) + 5
@@ -317,16 +351,53 @@ async def test_dead_destinations_do_not_fill_the_node(autojump_clock: MockClock)
         await trio.sleep(5.2)
         for one in (claimed, submitted):
             assert (await line.delivery(one)).status == "succeeded"
-        # A node at rest: no claims that gain nothing.
-        before = line.storage.statistics().commits
         await trio.sleep(60)
-        assert line.storage.statistics().commits - before <= 200
+        assert len(line.scheduler) <= 2 * len(dead) + 5
         # And once they are back, all of it is delivered.
         for host in dead:
             line.wire.answers[host] = OK
         await trio.sleep(2 * 3600)
         assert {one.status for one in await line.deliveries()} == {"succeeded"}
         assert len(line.scheduler) == 0
+
+
+async def test_what_waits_for_a_destination_that_is_suspended(autojump_clock: MockClock) -> None:
+    """When it is due, all but a few go back to storage; the claim of a retry is not kept."""
+    async with scheduling(window_initial=2, suspend_after=1, suspend_min=Duration("60s")) as line:
+        await line.add("a", count=10, due_in=20)
+        await line.add("a", count=10, due_in=-1)
+        await trio.sleep(5.5)
+        assert (len(line.scheduler), line.scheduler.waiting()) == (20, 10)
+        change = None
+        while change is None:
+            held = await taken(line)
+            after = msgspec.structs.replace(held.delivery, due_at=line.now() + SECOND)
+            assert line.scheduler.keeps(after)
+            change = line.destinations.done(held, True, line.now())
+            line.destinations.put(held)
+        line.scheduler.turned(destination("a"), change)
+        assert (len(line.scheduler), line.scheduler.waiting()) == (12, 10)
+        assert not line.scheduler.keeps(after)
+        await trio.sleep(20)
+        assert (len(line.scheduler), line.scheduler.waiting()) == (2, 0)
+        await line.check_claims()
+
+
+async def test_a_destination_that_recovers_gets_its_backlog_soon(
+    autojump_clock: MockClock,
+) -> None:
+    async with running(active_limit=100, window_initial=2, suspend_after=1) as line:
+        line.wire.answers["a"] = Answer(failure="connection_error")
+        await line.add("a", count=20, due_in=-60, delays=("1h",), max_retries=1)
+        await trio.sleep(20)
+        backlog = [one for one in await line.deliveries() if not one.attempt_count]
+        assert len(backlog) > 5
+        line.wire.answers["a"] = OK
+        line.wire.sent.clear()
+        await trio.sleep(60)
+        first, *_, last = line.wire.times("a")
+        assert len(line.wire.sent) == len(backlog)
+        assert last - first < SECOND
 
 
 async def test_retries_of_a_dead_destination_within_the_horizon(autojump_clock: MockClock) -> None:
@@ -367,7 +438,9 @@ async def test_surplus_is_given_back_once_storage_is_back(autojump_clock: MockCl
         await line.submit("a", count=8)
         line.storage.fail_with = StorageUnavailable("the disk is gone")
         with capture_logs() as logs:
-            await trio.sleep(10.5)
+            for _ in range(105):
+                await trio.sleep(0.1)
+                line.scheduler.turned(destination("b"), "recovered")  # something for the loop
         assert len(logs) <= 11
         assert len((await _claims_anyhow(line))[NODE]) == 8
         line.storage.fail_with = None
@@ -500,40 +573,31 @@ async def test_hasten_what_another_node_holds(autojump_clock: MockClock) -> None
 async def test_hasten_of_what_is_being_given_back(
     order_first: bool, autojump_clock: MockClock
 ) -> None:
-    """In one group commit with its release, before it or after it: it is not lost."""
-    limits: dict[str, Any] = {"active_limit": 10, "destination_share": 0.2}
-    async with open_line(**limits) as line, trio.open_nursery() as nursery:
-        nursery.start_soon(line.scheduler.run)
-        await trio.sleep(1)
-        line.storage.hold()
-        nursery.start_soon(line.submit, "a", 3)
-        await wait_all_tasks_blocked()
-        line.storage.resume()
-        line.storage.hold()  # before the loop can give the third one back
-        (surplus,) = [one.id for one in await line.deliveries() if not line.scheduler.holds(one.id)]
+    """In one group commit with its release, before it or after it: neither lost nor sent twice."""
+    async with open_line(window_initial=2) as line, trio.open_nursery() as nursery:
+        ids = await line.add(count=5, due_in=-1, claimed_by=NODE)
+        for one in ids:
+            line.scheduler.admit(await line.delivery(one), None)
+        surplus = ids[-1]
 
         async def order() -> None:
             await line.intake.perform(lambda unit: attempt_now(unit, ORG, surplus))
 
-        # There is room for it by now.
-        held = await taken(line)
-        line.destinations.done(held, False, line.now())
-        line.scheduler.settle(held, None)
-        if order_first:
-            # The loop's task is ready to run, too: let it have its turn after the order.
-            async with trio.open_nursery() as orders:
-                orders.start_soon(order)
-                await wait_all_tasks_blocked()
-                line.storage.resume()
-        else:
+        # Suspended, and well again before the loop comes to give anything back.
+        line.scheduler.turned(destination("a"), "suspended")
+        assert not line.scheduler.holds(surplus)
+        line.storage.hold()
+        for task in (order, line.scheduler.run) if order_first else (line.scheduler.run, order):
+            nursery.start_soon(task)
             await wait_all_tasks_blocked()
-            nursery.start_soon(order)
-            await wait_all_tasks_blocked()
-            line.storage.resume()
-        await trio.sleep(0.3)
+        assert line.storage.statistics().backlog == 2
+        line.storage.resume()
         nursery.start_soon(line.senders.run)
-        await trio.sleep(10)
+        await trio.sleep(1)
         assert (await line.delivery(surplus)).status == "succeeded"
+        sent = [dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent]
+        assert sent.count(surplus) == 1
+        await line.check_claims()
         nursery.cancel_scope.cancel()
 
 

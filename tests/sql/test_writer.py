@@ -184,6 +184,19 @@ async def test_raising_after_a_write_makes_each_run_alone(writer: Writer) -> Non
     assert writer.statistics().commits == 3
 
 
+async def test_raising_after_its_rows_were_written_for_a_read(writer: Writer) -> None:
+    def raises(tx: Tx) -> None:
+        tx.insert_delivery(make_delivery(batch_id="b"))
+        assert tx.in_flight("b") is not None
+        raise LookupError
+
+    async with one_group(writer) as nursery:
+        nursery.start_soon(refuse, writer, raises, LookupError)
+        nursery.start_soon(writer.write, lambda tx: tx.put_note("a", "1"))
+    assert await writer.write(lambda tx: tx.in_flight("b")) is None
+    assert notes(writer) == {"a": "1"}
+
+
 async def test_late_violation_hurts_only_the_later_one(writer: Writer) -> None:
     runs = {"first": 0, "second": 0}
     batch = make_batch()
