@@ -202,15 +202,16 @@ async def test_bulk_of_1000(api: Api) -> None:
     answer = await api.made(f"{BATCHES}/bulk", {"batches": [{}] * 1000}, 200)
     ids = {result["id"] for result in answer["results"]}
     assert len(ids) == 1000
-    seen: set[str] = set()
+    seen: list[str] = []
     path = f"{BATCHES}?limit=500"
     while True:
         page = (await api.get(path)).json()
-        seen |= {batch["id"] for batch in page["items"]}
+        seen += [batch["id"] for batch in page["items"]]
         if page["next"] is None:
             break
         path = f"{BATCHES}?limit=500&cursor={page['next']}"
-    assert seen == ids
+    assert len(seen) == 1000
+    assert set(seen) == ids
 
 
 async def test_completion(api: Api) -> None:

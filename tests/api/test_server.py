@@ -131,6 +131,26 @@ async def test_a_body_over_the_limit_is_answered_not_reset(size: int, chunked: b
         await stream.aclose()
 
 
+async def test_a_body_a_little_over_the_limit_does_not_cost_the_connection() -> None:
+    """2.10: it is read to its end and thrown away."""
+    settings = ApiSettings(max_body=10_000, max_bulk_body=100_000)
+    async with (
+        open_api(msgspec.structs.replace(Config(), api=settings)) as api,
+        served(api) as (url, _),
+        httpx.AsyncClient(headers={"X-Reevit-Key": api.key}) as client,
+    ):
+        ports = set()
+        for size, status in [(90_000, 413), (2, 201), (10_001, 413), (10_000, 201)]:
+            content = b"{}".ljust(size)
+            headers = {"Content-Type": "application/json"}
+            sending = client.stream("POST", f"{url}/v1/batches", content=content, headers=headers)
+            async with sending as response:
+                await response.aread()
+                assert response.status_code == status
+                ports.add(response.extensions["network_stream"].get_extra_info("client_addr")[1])
+        assert len(ports) == 1
+
+
 async def test_a_declared_length_is_believed_before_a_byte_is_read(api: Api) -> None:
     """2.10: two gigabytes are refused by the number alone."""
     async with served(api) as (url, _):
