@@ -240,7 +240,7 @@ class Storage(Protocol):
 
         `on_commit(result)` is called in the Trio thread right after the commit, before any caller
         wakes, and also if the caller was cancelled meanwhile: work that must follow a commit
-        belongs there. It must not raise.
+        belongs there. The calls come in the order in which the functions ran. It must not raise.
 
         Cancelling the caller either withdraws the function or lets it run to the end.
 

@@ -134,7 +134,7 @@ class Route(msgspec.Struct, frozen=True):
 
     Attributes:
         path: with `<name>` for a part that varies.
-        scope: what the key must be allowed; None: no key is asked for.
+        scope: what the key must be allowed.
         org: `key`: X-Org-Id, else the key's own; `header`: X-Org-Id is required; `none`: no org.
     """
 

@@ -7,7 +7,7 @@ an answer is made.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple, TypeVar, get_args
+from typing import Final, NamedTuple, get_args
 
 import msgspec
 
@@ -42,8 +42,6 @@ class Shown(NamedTuple):
 
 _empty: Final = msgspec.json.Decoder(EmptyBody)
 _any: Final = msgspec.json.Decoder(AnyBody)
-
-B = TypeVar("B", EmptyBody, AnyBody)
 
 
 async def redeliver_batch(call: Call) -> Answer:

@@ -36,24 +36,24 @@ class Clients:
             thread.join()
 
     def _work(self, number: int) -> None:
-        while not self._stop.is_set():
-            try:
-                with self._daemon.client(self._key) as client:
-                    while not self._stop.is_set():
-                        self._register(client, bulk=number % 2 == 1)
-            except (httpx.HTTPError, ValueError):
-                # The daemon is dead at the moment (or its URL not known yet): nothing was
-                # answered, so nothing is owed.
-                time.sleep(0.01)
+        with httpx.Client(headers={"Authorization": f"Bearer {self._key}"}, timeout=30) as client:
+            while not self._stop.is_set():
+                try:
+                    self._register(client, bulk=number % 2 == 1)
+                except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+                    # The daemon is dead at the moment (or its URL not known yet): nothing was
+                    # answered, so nothing is owed.
+                    time.sleep(0.01)
 
     def _register(self, client: httpx.Client, *, bulk: bool) -> None:
         batch = {"callback_url": self._url, "status": "succeeded"}
+        url = f"{self._daemon.url}/v1/batches"
         if bulk:
-            answer = client.post("/v1/batches/bulk", json={"batches": [batch] * 20})
+            answer = client.post(f"{url}/bulk", json={"batches": [batch] * 20})
             if answer.status_code == 200:
                 self.accepted += [result["id"] for result in answer.json()["results"]]
         else:
-            answer = client.post("/v1/batches", json=batch)
+            answer = client.post(url, json=batch)
             if answer.status_code == 201:
                 self.accepted.append(answer.json()["id"])
 
