@@ -268,6 +268,7 @@ class SigningRequest(msgspec.Struct, frozen=True):
         timestamp: of this attempt, whole seconds since the epoch.
         body: the exact bytes that will be sent.
         secrets: plain secrets, the one that the delivery is pinned to first; never empty.
+        url: the callback URL as the client gave it; the method is always POST.
     """
 
     batch_id: str
@@ -276,6 +277,7 @@ class SigningRequest(msgspec.Struct, frozen=True):
     timestamp: int
     body: bytes
     secrets: tuple[str, ...]
+    url: str
 
 
 class Signer(Protocol):

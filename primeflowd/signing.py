@@ -142,6 +142,7 @@ class Signatures:
             timestamp=now // SECOND,
             body=body,
             secrets=tuple(secret.plain for secret in secrets),
+            url=delivery.callback_url,
         )
         headers: dict[str, tuple[str, str]] = {}
         for signer in self._signers:

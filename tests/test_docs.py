@@ -124,7 +124,9 @@ def test_signer_of_the_plugin_documentation_works() -> None:
     register = namespace["register_signers"]
     assert callable(register)
     [signer] = register(config.Config())
-    request = hookspecs.SigningRequest("b", "d", "a", 1, b"1234", ("whsec_x",))
+    request = hookspecs.SigningRequest(
+        "b", "d", "a", 1, b"1234", ("whsec_x",), "https://example.com/"
+    )
     assert list(signer.sign(request)) == [("X-Body-Length", "4")]
 
 

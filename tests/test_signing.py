@@ -210,6 +210,7 @@ async def test_6_2_what_a_signer_is_given(storage: Watched, mock_clock: MockCloc
             timestamp=1_700_000_000,
             body=BODY,
             secrets=("plain of s1",),
+            url=delivery("s1").callback_url,
         )
     ]
 

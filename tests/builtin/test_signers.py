@@ -44,6 +44,7 @@ def request(
         timestamp=int(time.time()) if timestamp is None else timestamp,
         body=body,
         secrets=secrets,
+        url="https://example.com/hook",
     )
 
 
