@@ -144,8 +144,11 @@ class DeliverySettings(_Section, frozen=True):
     ] = 64
     suspend_after: Annotated[
         int,
-        Meta(ge=1, description="rounds of nothing but failures before a destination is suspended"),
-    ] = 10
+        Meta(ge=1, description="rounds without any answer before a destination is suspended"),
+    ] = 3
+    suspend_period: Annotated[
+        Duration, Meta(description="how long it must have given no answer before it is suspended")
+    ] = Duration("30s")
     suspend_min: Annotated[
         Duration, Meta(description="first suspension; it doubles with every probe that fails")
     ] = Duration("1s")

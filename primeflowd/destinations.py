@@ -7,10 +7,14 @@ more attempts under way than its window.
 
 The window follows Postfix's queue manager: it opens by one for every window's worth of successes
 (slow start from `window_initial`) and closes likewise on failures, down to 1. A window's worth of
-failures without a success is a *failed cohort*; after `suspend_after` of them the destination is
-suspended. When the suspension ends, a single attempt probes it: success reopens it at
-`window_initial`, failure suspends it again for twice as long, up to `suspend_max`. Attempts that
-were under way when it was suspended decide nothing any more, however late they end.
+attempts that met no answer at all, with none between that did, is a *failed cohort*; after
+`suspend_after` of them, spread over `suspend_period` at least, the destination is suspended. When
+the suspension ends, a single attempt probes it: any answer reopens it at `window_initial`, none
+suspends it again for twice as long, up to `suspend_max`. Attempts that were under way when it was
+suspended decide nothing any more, however late they end.
+
+A destination that answers, if only with errors, is never suspended: its attempts cost little, and
+each is owed to its delivery's retry policy at its time.
 
 Only `take` blocks. Source of the scheme: Postfix SCHEDULER_README.
 """
@@ -65,6 +69,7 @@ class _Destination:
     __slots__ = (
         "era",
         "failed_cohorts",
+        "failing_since",
         "in_flight",
         "in_ring",
         "name",
@@ -81,6 +86,7 @@ class _Destination:
         self.in_flight = 0
         self.window = window
         self.failed_cohorts = 0.0
+        self.failing_since: Micros | None = None
         self.era = 0
         self.suspended_until: Micros | None = None
         self.suspension: Micros = 0
@@ -110,6 +116,7 @@ class Destinations:
         self._initial = float(min(settings.window_initial, ceiling))
         self._max = float(min(max(settings.window_max, settings.window_initial), ceiling))
         self._suspend_after = settings.suspend_after
+        self._suspend_period = settings.suspend_period.micros
         self._suspend_min = settings.suspend_min.micros
         self._suspend_max = settings.suspend_max.micros
         self._destinations: dict[str, _Destination] = {}
@@ -158,19 +165,27 @@ class Destinations:
             await self._waiting.park()
         return None
 
-    def done(self, held: Held, failed: bool | None, now: Micros) -> Change | None:
+    def done(
+        self, held: Held, failed: bool | None, now: Micros, *, answered: bool = False
+    ) -> Change | None:
         """An attempt has ended; what that changed for its destination, None if nothing.
 
         Args:
             failed: whether the destination looked ill; None says nothing about it (the attempt
                 was cut short, or never reached the network).
+            answered: a failure was an answer all the same: the destination can be reached.
         """
         destination = self._destinations[held.delivery.destination]
         destination.in_flight -= 1
         change: Change | None = None
         # Under way since before the last suspension, it says nothing new, and is not the probe.
         if failed is not None and held.era == destination.era:
-            change = self._failed(destination, now) if failed else self._succeeded(destination)
+            if not failed:
+                change = self._succeeded(destination)
+            elif answered:
+                change = self._strained(destination)
+            else:
+                change = self._failed(destination, now)
         self._offer(destination)
         return change
 
@@ -242,9 +257,22 @@ class Destinations:
             self._waiting.unpark()
 
     def _succeeded(self, destination: _Destination) -> Change | None:
-        destination.failed_cohorts = 0.0
-        if not destination.probing:
+        recovered = self._reached(destination)
+        if recovered is None:
             destination.window = min(self._max, destination.window + destination.cohort())
+        return recovered
+
+    def _strained(self, destination: _Destination) -> Change | None:
+        recovered = self._reached(destination)
+        if recovered is None:
+            destination.window = max(1.0, destination.window - destination.cohort())
+        return recovered
+
+    def _reached(self, destination: _Destination) -> Change | None:
+        """It answered: what spoke for suspending it is void."""
+        destination.failed_cohorts = 0.0
+        destination.failing_since = None
+        if not destination.probing:
             return None
         destination.probing = False
         destination.suspension = 0
@@ -255,7 +283,12 @@ class Destinations:
     def _failed(self, destination: _Destination, now: Micros) -> Change | None:
         destination.failed_cohorts += destination.cohort()
         destination.window = max(1.0, destination.window - destination.cohort())
-        if not destination.probing and destination.failed_cohorts < self._suspend_after:
+        if destination.failing_since is None:
+            destination.failing_since = now
+        if not destination.probing and (
+            destination.failed_cohorts < self._suspend_after
+            or now < destination.failing_since + self._suspend_period
+        ):
             return None
         destination.probing = False
         destination.era += 1

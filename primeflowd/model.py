@@ -219,7 +219,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         detail: prose for people, without secrets.
         wait: the receiver asked for at least this many microseconds before the next attempt.
         destination_failed: the destination as a whole looks ill (as opposed to this callback
-            being refused): its window closes, and after enough of them it is suspended.
+            being refused): its window closes. After enough attempts that met no answer at all it
+            is suspended.
     """
 
     decision: Literal["success", "retry", "fail"]

@@ -3,6 +3,8 @@
 Pure counting, for the scheduler. Asking is allowed in any thread; changing is not.
 """
 
+from collections.abc import Mapping
+
 from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Destinations
 
@@ -54,9 +56,11 @@ class Room:
             taken[name] = taken.get(name, 0) + self.share - self.share_if_ill
         return taken
 
-    def at_share(self) -> set[str]:
-        """The destinations that have all of their share."""
-        return {name for name, count in self._count.items() if count >= self.share}
+    def full(self, count: Mapping[str, int]) -> set[str]:
+        """The destinations that have all of their share by this count; ill ones left out, since
+        more of them is wanted only once they recover."""
+        ill = self._destinations.ill()
+        return {name for name, n in count.items() if n >= self.share and name not in ill}
 
     def _share_of(self, destination: str) -> int:
         return self.share_if_ill if destination in self._destinations.ill() else self.share

@@ -251,7 +251,9 @@ class Scheduler:
         self._all_behind = len(claimed) == room
         if self._all_behind:
             self._hungry = True
-        self._behind = self._room.at_share()
+        # By what was asked for, not by what is held now: places that came free during the
+        # transaction were no places to it.
+        self._behind = self._room.full(Counter(taken) + Counter(d.destination for d in claimed))
 
     def _places_to_wait(self) -> int:
         # What is not due yet takes half of the places: a wave of retries that is still to come

@@ -17,7 +17,15 @@ from primeflowd.callback_url import parse
 from primeflowd.clock import TrioClock
 from primeflowd.config import Config, DeliverySettings
 from primeflowd.destinations import Destinations
-from primeflowd.hookspecs import DeliveryFilter, Page, Signer, SigningRequest, Tx
+from primeflowd.durations import Duration
+from primeflowd.hookspecs import (
+    DeliveryFilter,
+    Page,
+    RecordedAttempt,
+    Signer,
+    SigningRequest,
+    Tx,
+)
 from primeflowd.instants import SECOND, Micros
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
@@ -55,7 +63,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 OK = Answer()
-ILL = Answer(503)
+ILL = Answer(failure="connection_error")
 HANGS = Answer(failure="timeout", after=30.0)
 
 
@@ -123,7 +131,7 @@ class Line:
         self.wire = Wire(self.clock)
         self.seal = Seal()
         self.keyring = Keyring(bytes(32))
-        self.announced: list[Attempt] = []
+        self.announced: list[RecordedAttempt] = []
         self.classify: Callable[[Outcome, Delivery], Verdict] = classify_outcome
         self.another(NODE)
 
@@ -245,4 +253,4 @@ def _insert(tx: Tx, host: str, count: int, due_at: Micros, changes: dict[str, An
 async def open_line(**changes: Any) -> AsyncIterator[Line]:
     """`changes` are settings of `[delivery]`."""
     async with open_memory() as storage:
-        yield Line(storage, DeliverySettings(**changes))
+        yield Line(storage, DeliverySettings(**{"suspend_period": Duration("0s"), **changes}))

@@ -20,7 +20,8 @@ A, B, C = "https://a:443", "https://b:443", "https://c:443"
 
 
 def make(**changes: Any) -> Destinations:
-    return Destinations(DeliverySettings(**changes))
+    """By default as soon as it fails for long enough in rounds, without the wait in time."""
+    return Destinations(DeliverySettings(**{"suspend_period": Duration("0s"), **changes}))
 
 
 def held(destination: str = A) -> Held:
@@ -525,3 +526,56 @@ class _Model:
             assert of_its.in_flight == len(in_flight)
             if self.parked:
                 assert not (of_its.queued and of_its.in_flight < of_its.window), "left lying"
+
+
+# What an answer proves
+
+
+async def test_errors_close_the_window_but_never_suspend() -> None:
+    """5.2: each attempt is owed at its time to a delivery whose receiver does answer."""
+    destinations = make(window_initial=4, suspend_after=1)
+    fill(destinations, A, 50)
+    for number in range(50):
+        one = await destinations.take()
+        assert one is not None
+        later = NOW + number * SECOND
+        assert destinations.done(one, True, later, answered=True) is None
+    statistics = destinations.statistics()[A]
+    assert (statistics.window, statistics.suspended_until) == (1, None)
+
+
+async def test_an_error_ends_a_row_of_failures() -> None:
+    destinations = make(window_initial=1, suspend_after=2)
+    fill(destinations, A, 4)
+    for answered in (False, True, False):
+        one = await destinations.take()
+        assert one is not None
+        assert destinations.done(one, True, NOW, answered=answered) is None
+    one = await destinations.take()
+    assert one is not None
+    assert destinations.done(one, True, NOW) == "suspended"
+
+
+async def test_a_probe_that_meets_an_error_reopens() -> None:
+    destinations = make(window_initial=3, suspend_after=1)
+    fill(destinations, A, 20)
+    await suspend(destinations)
+    destinations.reopen(NOW + SECOND)
+    probe = await destinations.take()
+    assert probe is not None
+    assert destinations.done(probe, True, NOW + SECOND, answered=True) == "recovered"
+    assert destinations.statistics()[A].window == 3
+
+
+async def test_failures_in_a_short_time_do_not_suspend() -> None:
+    """However many: to a port that refuses they cost nothing, and may be over in a moment."""
+    destinations = make(window_initial=2, suspend_after=1, suspend_period=Duration("30s"))
+    fill(destinations, A, 100)
+    for number in range(100):
+        one = await destinations.take()
+        assert one is not None
+        assert destinations.done(one, True, NOW + number * SECOND // 4) is None
+    fill(destinations, A, 1)
+    one = await destinations.take()
+    assert one is not None
+    assert destinations.done(one, True, NOW + 30 * SECOND) == "suspended"

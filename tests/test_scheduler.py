@@ -1,9 +1,9 @@
 """The scheduler: what is held, what is given back, and when things start."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from primeflowd.builtin.memory import MemoryStorage
+from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Held
 from primeflowd.durations import Duration
 from primeflowd.errors import StorageUnavailable
+from primeflowd.hookspecs import Tx
 from primeflowd.instants import MINUTE, SECOND, Micros
 from primeflowd.intake import Schedule
 from primeflowd.redelivery import attempt_now, cancel_delivery
@@ -34,6 +37,8 @@ from tests.sending import (
 )
 
 TICK: Micros = SECOND // 20
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -844,3 +849,30 @@ async def _whatever(steps: list[tuple[str, int]]) -> None:
 async def _or_hold(line: Line, adding: Any) -> None:
     line.storage.resume()
     await adding
+
+
+class WakesLate(MemoryStorage):
+    """Callers hear of their commit a little after it, when others have been committed since."""
+
+    async def write(
+        self, function: Callable[[Tx], T], on_commit: Callable[[T], None] | None = None
+    ) -> T:
+        result = await super().write(function, on_commit)
+        await trio.sleep(0.005)
+        return result
+
+
+async def test_a_backlog_of_one_destination_is_worked_off_without_a_pause(
+    autojump_clock: MockClock,
+) -> None:
+    """Places come free while a claim is under way, too; the rest must not wait for the next
+    regular claim because of that."""
+    settings = DeliverySettings(active_limit=100, destination_share=0.2)
+    line = Line(WakesLate(), settings)
+    await line.submit(count=400)
+    line.wire.answers["a"] = Answer(after=0.001)
+    async with trio.open_nursery() as nursery:
+        line.start(nursery)
+        await trio.sleep(4.5)
+        assert len(line.wire.sent) == 400
+        nursery.cancel_scope.cancel()
