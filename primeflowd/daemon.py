@@ -45,7 +45,8 @@ from primeflowd.transport import Transport
 
 log = structlog.get_logger()
 
-# Besides the deadline for attempts, what the last commits and the API's open requests may take.
+# Besides the deadline for attempts, what the last commits, the API's open requests and the plugins
+# that are told of attempts may take.
 _CLOSING = 5.0
 
 
@@ -65,7 +66,7 @@ class Daemon:
         self.intake = Intake(storage, self.scheduler, clock, config)
         self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
         self.transport = Transport(settings, clock)
-        self.announcer = Announcer(plugins.recorded)
+        self.announcer = Announcer(plugins.recorders())
         self.senders = Senders(
             storage=storage,
             destinations=self.destinations,
@@ -118,6 +119,7 @@ class Daemon:
             "storage_backlog": storage.backlog,
             "commits": storage.commits,
             "operations": storage.operations,
+            "attempts_not_announced": self.announcer.not_announced,
         }
 
     async def run(self) -> None:
@@ -153,10 +155,10 @@ class Daemon:
             cut = self.senders.busy
             sending.cancel()
             await sent.wait()
+            self.announcer.close()
             with trio.move_on_after(_CLOSING):
                 await self._release()
             api_closing.set()
-            self.announcer.close()
             log.info("drain_finished", cut_short=cut)
             nursery.cancel_scope.deadline = trio.current_time() + _CLOSING
 
@@ -170,13 +172,12 @@ class Daemon:
             log.warning("claims_not_released", error=str(error))
 
 
-async def run(config: Config) -> None:
-    """Run a daemon from start to drained.
+async def run(config: Config, plugins: Plugins) -> None:
+    """Run a daemon from start to drained. `plugins` are loaded from the same `config`.
 
     Raises:
         OperatorError: the host or the configuration is wrong; see errors.py.
     """
-    plugins = Plugins(config)
     node_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-8:]}"
     async with plugins.open_storage(config, node_id) as storage:
         keyring, created = load_or_create(config)

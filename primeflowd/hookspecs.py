@@ -1,4 +1,4 @@
-"""The four hooks, and the contracts of what they register: Storage, Tx and Signer.
+"""The five hooks, and the contracts of what they register: Storage, Tx and Signer.
 
 A leaf: it imports values and settings, never an implementation. Built-ins and third-party plugins
 implement these alike; plugins.py calls them.
@@ -9,9 +9,9 @@ queued, commits once, and only then returns. Operations (intake.py, redelivery.p
 written once over `Tx`; a storage plugin supplies the small statements.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 import pluggy
@@ -33,6 +33,18 @@ from primeflowd.model import (
 )
 
 PROJECT: Final = "primeflowd"
+
+HOOK_API: Final = 1
+"""The version of the hooks, and of all that they take, return and register.
+
+A third-party plugin has an attribute of this name, with the version that it was written for. One
+that has none, or another number, is refused at start: a plugin that half works is worse.
+
+It is raised when a plugin that was right could be wrong: a hook, an argument or a field goes or
+comes to mean something else, or a storage or a signer has to offer more. It stays for a new hook,
+for a new argument (a plugin names those that it wants), for a new field of what a plugin is given,
+and for a new field with a default of what it returns.
+"""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -280,6 +292,20 @@ class SigningRequest(msgspec.Struct, frozen=True):
     url: str
 
 
+class RecordedAttempt(msgspec.Struct, frozen=True):
+    """An attempt that is on record, and what its commit made of its delivery.
+
+    Attributes:
+        attempt: what happened. It ended at `created_at` plus `response_time` (milliseconds).
+        delivery: its delivery right after it, with org, batch, URL and destination. Status
+            `pending` means that it is due again at `due_at`. An order of a person that ended the
+            delivery while the attempt was under way stands: then it is ended as ordered.
+    """
+
+    attempt: Attempt
+    delivery: Delivery
+
+
 class Signer(Protocol):
     """Adds headers to a callback. Pure: no I/O, no waiting; the body is never changed."""
 
@@ -294,6 +320,20 @@ class Signer(Protocol):
         Whatever it raises makes a failed attempt with `internal_error`.
         """
         ...
+
+
+@hookspec
+def configure(settings: Mapping[str, Any]) -> None:
+    """Check and keep the plugin's own settings: its `[plugins.NAME]` table, empty if it has none.
+
+    Called once, before any other hook of the plugin; by commands such as `check-config` too, so
+    it opens, starts and writes nothing. A plugin without this hook takes no settings: a table for
+    it is a ConfigError.
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed. The message names the key and what is
+            allowed; `plugins.NAME: ` is put before it.
+    """
 
 
 @hookspec(firstresult=True)
@@ -322,5 +362,11 @@ def classify_outcome(outcome: Outcome, delivery: Delivery) -> Verdict | None:
 
 
 @hookspec
-def attempts_recorded(attempts: Sequence[Attempt]) -> None:
-    """Told of attempts after the commit that put them on record, in order, some at a time."""
+def attempts_recorded(records: Sequence[RecordedAttempt]) -> None:
+    """Told of attempts after the commit that put them on record, in that order, some at a time.
+
+    Called in a thread apart from the daemon's (one call at a time, not always the same thread),
+    so it may block. It delays nobody else, but attempts that it cannot keep up with are not told
+    of (the newest first), nor are those that it has not taken in the last seconds of a drain or
+    when the process dies: it is for observing, not for what must not be missed.
+    """

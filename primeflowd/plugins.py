@@ -1,44 +1,37 @@
-"""Loads the plugins, and calls their hooks.
+"""Calls the hooks of the plugins.
 
-Built-ins come first, by module name, through the same door as everybody's. Of the installed
-distributions only the entry points that `[plugins] enable` names are imported: a process that
-holds signing secrets does not run whatever was installed beside it.
-
-A plugin that is missing, does not import, or asks for what the host does not offer (a misspelt
-hook, an argument or a wrapper that there is not) is a PluginError at start. One that misbehaves
-later is logged by name, at most once a minute and hook, and cannot stop the daemon.
+A plugin that cannot be used, or whose settings are wrong, is an OperatorError at start; see
+plugin_loading.py. One that misbehaves later is logged by name, at most once a minute and hook, and
+cannot stop the daemon.
 
 Hooks are called one implementation at a time, not through pluggy's own loop, so that a fault has
 a name and does not keep the others from being asked.
 """
 
-import difflib
-import importlib
-import inspect
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import msgspec
-import pluggy
 import structlog
 
-from primeflowd import hookspecs
 from primeflowd.config import Config
-from primeflowd.errors import ConfigError, OperatorError, PluginError
-from primeflowd.hookspecs import PROJECT, Signer, Storage
-from primeflowd.model import Attempt, Delivery, Outcome, Verdict
-
-BUILTINS: Final = (
-    "primeflowd.builtin.sqlite",
-    "primeflowd.builtin.memory",
-    "primeflowd.builtin.signers",
-    "primeflowd.builtin.classifier",
+from primeflowd.errors import ConfigError, PluginError
+from primeflowd.hookspecs import RecordedAttempt, Signer, SigningRequest, Storage
+from primeflowd.model import Delivery, Outcome, Verdict
+from primeflowd.plugin_loading import (
+    BUILTINS,
+    FAULTS,
+    Implementation,
+    Registry,
+    at_start,
+    check_tables,
+    names_installed,
 )
+
 _DEFAULT_CLASSIFIER: Final = "primeflowd.builtin.classifier"
 _LOG_INTERVAL: Final = 60.0  # seconds
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -48,36 +41,39 @@ _decode_verdict: Final = msgspec.msgpack.Decoder(Verdict).decode
 log = structlog.get_logger()
 
 
-class _Implementation(msgspec.Struct, frozen=True):
-    """One plugin's implementation of a hook; `call` takes the hook's arguments by position."""
+class _NamedSigner(msgspec.Struct, frozen=True):
+    """A third party's signer; its name tells the plugin too, for what a failed attempt says."""
 
-    plugin: str
-    call: Callable[..., Any]
+    name: str
+    sign: Callable[[SigningRequest], Iterable[tuple[str, str]]]
 
 
 class Plugins:
-    """The plugins of this process, loaded and checked.
+    """The plugins of this process, loaded, checked and configured.
+
+    Attributes:
+        idle: those that have settings but are not enabled.
 
     Raises:
         PluginError: one that `config.plugins.enable` names cannot be used.
+        ConfigError: a plugin refuses its settings, or there are settings for none.
     """
 
     def __init__(self, config: Config, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self._hooks = sorted(name for name in vars(self._manager.hook) if name[0] != "_")
+        # Naming one twice is harmless.
+        enabled, tables = tuple(dict.fromkeys(config.plugins.enable)), config.plugin_settings
+        self._registry = Registry()
         self._monotonic = monotonic
         self._logged: dict[tuple[str, str], float] = {}
-        for name in BUILTINS:
-            self._register(importlib.import_module(name), name, f"built-in {name}")
-        # Naming one twice is harmless.
-        for name in dict.fromkeys(config.plugins.enable):
-            self._load(name)
-        classifiers = self._implementations("classify_outcome", "outcome", "delivery")
+        for name in enabled:
+            self._registry.load(name)
+        self.idle = check_tables(enabled, tables)
+        for name in enabled:
+            self._registry.configure(name, tables.get(name))
+        classifiers = self._registry.implementations("classify_outcome", "outcome", "delivery")
         default = next(c for c in classifiers if c.plugin == _DEFAULT_CLASSIFIER)
         self._classify_by_default: Callable[[Outcome, Delivery], Verdict] = default.call
         self._classifiers = tuple(c for c in classifiers if c is not default)
-        self._recorders = self._implementations("attempts_recorded", "attempts")
 
     def open_storage(
         self, config: Config, node_id: str | None
@@ -89,21 +85,21 @@ class Plugins:
                 hold a password.
             PluginError: the plugin that takes it is broken.
         """
-        for hook in self._implementations("open_storage", "config", "node_id"):
-            storage = _at_start(hook, "open_storage", partial(hook.call, config, node_id))
+        for hook in self._registry.implementations("open_storage", "config", "node_id"):
+            storage = at_start(hook, "open_storage", partial(hook.call, config, node_id))
             if storage is None:
                 continue
             if not isinstance(storage, AbstractAsyncContextManager):
                 raise PluginError(
-                    f'plugin "{hook.plugin}": open_storage returned a {type(storage).__name__}, '
-                    "not an async context manager; report this to its authors"
+                    f"{hook.label}: open_storage returned a {type(storage).__name__}, not an "
+                    "async context manager; report this to its authors"
                 )
             return storage
         scheme = _SCHEME.match(config.storage_url)
         what = f"opens {scheme[1]}:// URLs" if scheme else "opens what it says, which is no URL"
         raise ConfigError(
             f"storage.url: no plugin {what}; use sqlite:///PATH or memory://, or install the "
-            f"plugin for it and name it in plugins.enable ({_installed()})"
+            f"plugin for it and name it in plugins.enable ({names_installed()})"
         )
 
     def signers(self, config: Config) -> tuple[Signer, ...]:
@@ -113,23 +109,21 @@ class Plugins:
             ConfigError: a name there is unknown or stands twice.
             PluginError: two plugins use one name, or one registers what is no signer.
         """
-        known: dict[str, tuple[str, Signer]] = {}
-        for hook in self._implementations("register_signers", "config"):
-            found = _at_start(hook, "register_signers", partial(_registered, hook.call, config))
-            for signer in found:
+        known: dict[str, tuple[Implementation, Signer]] = {}
+        for hook in self._registry.implementations("register_signers", "config"):
+            for signer in at_start(hook, "register_signers", partial(_registered, hook, config)):
                 name = getattr(signer, "name", None)
                 if not isinstance(name, str) or not callable(getattr(signer, "sign", None)):
                     raise PluginError(
-                        f'plugin "{hook.plugin}": register_signers gave a '
-                        f"{type(signer).__name__}, which has no name or no sign(); report this "
-                        "to its authors"
+                        f"{hook.label}: register_signers gave a {type(signer).__name__}, which "
+                        "has no name or no sign(); report this to its authors"
                     )
                 if name in known:
                     raise PluginError(
-                        f'plugins "{known[name][0]}" and "{hook.plugin}" both register a signer '
-                        f'"{name}"; take one of them out of plugins.enable'
+                        f"{known[name][0].label} and {hook.label}: register_signers of both "
+                        f'gives a signer "{name}"; take one of them out of plugins.enable'
                     )
-                known[name] = (hook.plugin, signer)
+                known[name] = (hook, signer)
         chosen = config.signing.signers
         for position, name in enumerate(chosen):
             if name not in known:
@@ -139,7 +133,7 @@ class Plugins:
                 )
             if name in chosen[:position]:
                 raise ConfigError(f'signing.signers: "{name}" stands there twice')
-        return tuple(known[name][1] for name in chosen)
+        return tuple(_named(*known[name]) for name in chosen)
 
     def classify(self, outcome: Outcome, delivery: Delivery) -> Verdict:
         """What `outcome` means: the first plugin that answers, else the default. Never raises.
@@ -151,125 +145,44 @@ class Plugins:
                 answer = hook.call(outcome, delivery)
                 if answer is not None:
                     return _checked(answer)
-            except Exception as error:  # noqa: BLE001 - a plugin must not decide our fate
-                self._log_fault(hook.plugin, "classify_outcome", error)
+            except FAULTS as error:
+                self._log_fault(hook, "classify_outcome", error)
         return self._classify_by_default(outcome, delivery)
 
-    def recorded(self, attempts: Sequence[Attempt]) -> None:
-        """Tell all plugins of attempts that are on record. Never raises."""
-        for hook in self._recorders:
-            try:
-                hook.call(attempts)
-            except Exception as error:  # noqa: BLE001 - nor may it undo what is on record
-                self._log_fault(hook.plugin, "attempts_recorded", error)
+    def recorders(self) -> Mapping[str, Callable[[Sequence[RecordedAttempt]], None]]:
+        """How to tell each plugin that wants to know of attempts on record, by its name.
 
-    def _load(self, name: str) -> None:
-        """Import and register the entry point `name`."""
-        found = tuple(entry_points(group=PROJECT, name=name))
-        if not found:
-            raise PluginError(
-                f'plugins.enable: no plugin "{name}" is installed ({_installed()}); install its '
-                "distribution where primeflowd is installed, or take the name out"
-            )
-        if len(found) > 1:
-            raise PluginError(
-                f'plugins.enable: "{name}" is the name of several installed plugins ('
-                + ", ".join(sorted(map(_distribution, found)))
-                + "); uninstall all but one"
-            )
-        label = f'plugin "{name}" ({_distribution(found[0])})'
+        The calls never raise. They block for as long as the plugin likes.
+        """
+        return {
+            hook.plugin: partial(self._recorded, hook)
+            for hook in self._registry.implementations("attempts_recorded", "records")
+        }
+
+    def _recorded(self, hook: Implementation, records: Sequence[RecordedAttempt]) -> None:
         try:
-            plugin = found[0].load()
-        except Exception as error:
-            raise PluginError(
-                f"{label}: cannot be imported: {type(error).__name__}: {_one_line(error)}; "
-                "reinstall it, or take it out of plugins.enable"
-            ) from error
-        self._register(plugin, name, label)
+            hook.call(records)
+        except FAULTS as error:
+            self._log_fault(hook, "attempts_recorded", error)
 
-    def _register(self, plugin: object, name: str, label: str) -> None:
-        """Register `plugin`; pluggy alone would overlook most of what is refused here."""
-        try:
-            self._manager.register(plugin, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(
-                f"{label}: cannot be registered: {_one_line(error)}; install a version of it that "
-                "is made for this primeflowd, or take it out of plugins.enable"
-            ) from error
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise PluginError(f"{label}: {self._unknown_hook(plugin)}") from error
-        callers = self._manager.get_hookcallers(plugin) or []
-        if not callers:
-            raise PluginError(
-                f"{label}: implements no hook; its functions must be named "
-                f"{', '.join(self._hooks)} and marked with primeflowd.hookspecs.hookimpl"
-            )
-        for caller in callers:
-            for hook in caller.get_hookimpls():
-                if hook.wrapper or hook.hookwrapper:
-                    raise PluginError(
-                        f"{label}: wraps the hook {caller.name}; primeflowd takes plain "
-                        "implementations only"
-                    )
-                if inspect.iscoroutinefunction(hook.function):
-                    raise PluginError(
-                        f"{label}: its {caller.name} is async; hooks are called synchronously"
-                    )
-
-    def _unknown_hook(self, plugin: object) -> str:
-        names = [
-            caller.name
-            for caller in self._manager.get_hookcallers(plugin) or ()
-            if caller.name not in self._hooks
-        ]
-        close = difflib.get_close_matches(names[0], self._hooks, 1)
-        remedy = f"did it mean {close[0]}?" if close else f"there are {', '.join(self._hooks)}"
-        return f"there is no hook {names[0]}; {remedy}"
-
-    def _implementations(self, hook: str, *arguments: str) -> tuple[_Implementation, ...]:
-        """Those of `hook`, in the order in which pluggy would ask them."""
-        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        return tuple(
-            _Implementation(implementation.plugin_name, _by_position(implementation, arguments))
-            for implementation in reversed(caller.get_hookimpls())
-        )
-
-    def _log_fault(self, plugin: str, hook: str, error: Exception) -> None:
+    def _log_fault(self, hook: Implementation, name: str, error: BaseException) -> None:
         now = self._monotonic()
-        last = self._logged.get((plugin, hook))
+        last = self._logged.get((hook.plugin, name))
         # A plugin that fails at every attempt would fill the disk and slow every sender.
         if last is None or now - last >= _LOG_INTERVAL:
-            self._logged[plugin, hook] = now
-            log.error("plugin_failed", plugin=plugin, hook=hook, exc_info=error)
+            self._logged[hook.plugin, name] = now
+            log.error("plugin_failed", plugin=hook.plugin, hook=name, exc_info=error)
 
 
-def _by_position(hook: pluggy.HookImpl, arguments: tuple[str, ...]) -> Callable[..., Any]:
-    """The function of `hook`, called with all of `arguments`; it may want fewer, in any order."""
-    function: Callable[..., Any] = hook.function
-    if tuple(hook.argnames) == arguments:
-        return function
-    wanted = [arguments.index(name) for name in hook.argnames]
-    return lambda *given: function(*(given[index] for index in wanted))
-
-
-def _registered(register: Callable[..., Any], config: Config) -> list[Any]:
+def _registered(hook: Implementation, config: Config) -> list[Any]:
     # The list is made here because a generator raises only when it is read.
-    return list(register(config) or ())
+    return list(hook.call(config) or ())
 
 
-def _at_start(hook: _Implementation, name: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except OperatorError:
-        raise
-    except Exception as error:
-        # Without its text, which may quote a URL with a password.
-        raise PluginError(
-            f'plugin "{hook.plugin}": {name} raised {type(error).__name__}; take it out of '
-            "plugins.enable, or report this to its authors"
-        ) from error
+def _named(hook: Implementation, signer: Signer) -> Signer:
+    if hook.plugin in BUILTINS:
+        return signer
+    return _NamedSigner(f"{signer.name} (plugin {hook.plugin})", signer.sign)
 
 
 def _checked(answer: object) -> Verdict:
@@ -280,16 +193,3 @@ def _checked(answer: object) -> Verdict:
     if verdict.decision != "success" and verdict.reason is None:
         raise ValueError(f"a Verdict to {verdict.decision} needs a reason")
     return verdict
-
-
-def _installed() -> str:
-    names = sorted({entry.name for entry in entry_points(group=PROJECT)})
-    return f"installed: {', '.join(names)}" if names else "none is installed"
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

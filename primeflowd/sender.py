@@ -28,7 +28,7 @@ from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import Fate, Storage, Tx
+from primeflowd.hookspecs import Fate, RecordedAttempt, Storage, Tx
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
 from primeflowd.retry import after_attempt, after_interruption
@@ -73,7 +73,7 @@ class Senders:
         signatures: Signatures,
         transport: Wire,
         classify: Callable[[Outcome, Delivery], Verdict],
-        on_recorded: Callable[[Attempt], None],
+        on_recorded: Callable[[RecordedAttempt], None],
         clock: Clock,
         settings: DeliverySettings,
         node_id: str,
@@ -211,16 +211,21 @@ class Senders:
         """Make the attempt durable, however long storage takes."""
         in_doubt = False
 
-        def record(tx: Tx) -> Fate:
+        def record(tx: Tx) -> tuple[Fate, Delivery]:
             # A commit that failed, with its connection say, may have happened all the same.
             if in_doubt and any(
                 one.id == attempt.id for one in tx.attempts([after.id]).get(after.id, ())
             ):
-                return "recorded"
-            return tx.record_attempt(self._node_id, attempt, after)
+                return "recorded", after
+            fate = tx.record_attempt(self._node_id, attempt, after)
+            ended = tx.delivery(None, after.id) if fate == "ended" else None
+            return fate, ended or after
 
-        def recorded(fate: Fate) -> None:
-            self._recorded(held, attempt, after, failed, fate)
+        def recorded(result: tuple[Fate, Delivery]) -> None:
+            fate, delivery = result
+            if fate != "lost":
+                self._on_recorded(RecordedAttempt(attempt, delivery))
+            self._settle(held, attempt, after, failed, fate)
 
         while True:
             try:
@@ -232,13 +237,12 @@ class Senders:
             in_doubt = True
             await trio.sleep(_STORAGE_RETRY)
 
-    def _recorded(
+    def _settle(
         self, held: Held, attempt: Attempt, after: Delivery, failed: bool | None, fate: Fate
     ) -> None:
         """Give the delivery and its destination their due; called by the commit."""
-        if fate != "lost":
-            self._on_recorded(attempt)
-        change = self._destinations.done(held, failed, self._clock.now())
+        answered = attempt.status_code is not None
+        change = self._destinations.done(held, failed, self._clock.now(), answered=answered)
         self._scheduler.settle(held, after if fate == "recorded" else None)
         if change is not None:
             self._scheduler.turned(after.destination, change)
@@ -272,7 +276,7 @@ def _tell_change(destination: str, change: Change) -> None:
     log.warning(
         "destination_suspended",
         destination=destination,
-        hint="it only fails; see delivery.suspend_after, suspend_min and suspend_max",
+        hint="it gives no answer; see delivery.suspend_after, suspend_period and suspend_max",
     )
 
 

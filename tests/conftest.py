@@ -1,6 +1,28 @@
-"""What all tests share: how Hypothesis runs. Derandomised, so that a red run is red again."""
+"""What all tests share: how Hypothesis runs, and plugins to install.
 
+Hypothesis is derandomised, so that a red run is red again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
+
+from tests.distributions import Distributions, Install
 
 settings.register_profile("primeflowd", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("primeflowd")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Installs a distribution with one plugin, for this process; see Distributions.install."""
+    distributions = Distributions(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install_one(name: str, source: str, **options: Any) -> None:
+        distributions.install(name, source, **options)
+        monkeypatch.syspath_prepend(tmp_path)  # drops what the import system remembers
+
+    return install_one

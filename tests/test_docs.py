@@ -1,7 +1,6 @@
 """What the documentation names exists, and what there is, it names."""
 
 import ast
-import inspect
 import re
 import shlex
 import tomllib
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pytest
 
 from primeflowd import config, hookspecs
 from primeflowd.api import app, health
@@ -18,11 +16,7 @@ from primeflowd.cli import primeflowd as command_line
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLUGINS = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
-HOOKS = {
-    name: function
-    for name, function in inspect.getmembers(hookspecs, inspect.isfunction)
-    if hasattr(function, f"{hookspecs.PROJECT}_spec")
-}
+SPECIFICATION = f"{hookspecs.PROJECT}_spec"
 
 
 def leaf_commands(group: click.Group, path: str) -> Iterator[str]:
@@ -77,11 +71,12 @@ def test_every_table_of_settings_is_in_the_readme() -> None:
 
 def test_settings_of_the_documentation_exist() -> None:
     """The configuration in the tour, and the tables named in prose."""
-    tables = {table for table, *_ in config.settings()} | {"plugins.example"}
+    tables = {table for table, *_ in config.settings()} | {"plugins.accepted"}
     for text in (README, PLUGINS):
         assert set(re.findall(r"`\[([a-z_.]+)\]", text)) <= tables
         for block in blocks(text, "toml"):
-            config.from_mapping(tomllib.loads(block))
+            if not block.startswith("# pyproject.toml"):
+                config.from_mapping(tomllib.loads(block))
     [tour] = re.findall(r"cat > primeflowd.toml <<'END'\n(.*?)^END$", README, re.DOTALL | re.M)
     config.from_mapping(tomllib.loads(tour))
 
@@ -94,40 +89,18 @@ def test_every_route_is_in_the_readme_and_the_other_way_round() -> None:
     assert told == served
 
 
-@pytest.mark.parametrize("name", HOOKS)
-def test_every_hook_is_in_the_documentation(name: str) -> None:
-    """With its exact arguments, for those who write plugins."""
-    arguments = ", ".join(inspect.signature(HOOKS[name]).parameters)
-    assert f"| `{name}({arguments})` |" in PLUGINS
-    assert f"`{name}`" in README
-
-
-def test_hooks_are_found() -> None:
-    assert sorted(HOOKS) == [
-        "attempts_recorded",
-        "classify_outcome",
-        "open_storage",
-        "register_signers",
-    ]
+def test_every_hook_is_in_the_readme() -> None:
+    """How each is used is for test_plugin_guide.py to check."""
+    hooks = [name for name, one in vars(hookspecs).items() if hasattr(one, SPECIFICATION)]
+    assert len(hooks) >= 5
+    for name in hooks:
+        assert f"`{name}`" in README
 
 
 def test_python_of_the_documentation_compiles() -> None:
     for text in (README, PLUGINS):
         for block in blocks(text, "python"):
             ast.parse(block)
-
-
-def test_signer_of_the_plugin_documentation_works() -> None:
-    [example] = [block for block in blocks(PLUGINS, "python") if "LengthSigner" in block]
-    namespace: dict[str, object] = {"__name__": "example"}
-    exec(compile(example, "plugins/README.md", "exec"), namespace)
-    register = namespace["register_signers"]
-    assert callable(register)
-    [signer] = register(config.Config())
-    request = hookspecs.SigningRequest(
-        "b", "d", "a", 1, b"1234", ("whsec_x",), "https://example.com/"
-    )
-    assert list(signer.sign(request)) == [("X-Body-Length", "4")]
 
 
 def test_marked_commands_are_the_only_ones_in_their_block() -> None:
@@ -139,8 +112,7 @@ def test_marked_commands_are_the_only_ones_in_their_block() -> None:
 
 
 def test_links_of_the_documentation_lead_somewhere() -> None:
-    for folder in (ROOT, ROOT / "plugins"):
-        for page in folder.glob("*.md"):
-            for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-                if not target.startswith("https://"):
-                    assert (folder / target).exists(), f"{page.name}: {target}"
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("plugins/**/*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("https://"):
+                assert (page.parent / target).exists(), f"{page}: {target}"

@@ -15,6 +15,7 @@ from primeflowd.clock import SystemClock
 from primeflowd.config import DeliverySettings
 from primeflowd.durations import Duration
 from primeflowd.errors import StorageUnavailable
+from primeflowd.hookspecs import RecordedAttempt
 from primeflowd.instants import HOUR, MINUTE, SECOND
 from primeflowd.model import Delivery, Outcome, Verdict
 from primeflowd.redelivery import attempt_now, cancel_delivery
@@ -68,10 +69,13 @@ async def test_attempts_are_numbered_without_gaps(autojump_clock: MockClock) -> 
         delivery = await line.delivery(delivery_id)
         attempts = await line.attempts(delivery_id)
         assert [attempt.attempt_number for attempt in attempts] == [1, 2, 3, 4, 5]
-        assert (delivery.status, delivery.failure_reason) == ("failed", "http_status")
+        assert (delivery.status, delivery.failure_reason) == ("failed", "connection_error")
         assert (delivery.attempt_count, delivery.due_at) == (5, None)
         assert delivery.claimed_by is None
-        assert line.announced == attempts
+        assert [record.attempt for record in line.announced] == attempts
+        assert [record.delivery.attempt_count for record in line.announced] == [1, 2, 3, 4, 5]
+        assert [record.delivery.due_at is None for record in line.announced] == [False] * 4 + [True]
+        assert line.announced[-1].delivery == delivery
         assert len(line.wire.sent) == 5
         assert not line.scheduler.holds(delivery_id)
         nursery.cancel_scope.cancel()
@@ -348,7 +352,8 @@ async def test_cancelled_by_a_person_while_it_is_sent(autojump_clock: MockClock)
         delivery = await line.delivery(delivery_id)
         assert (delivery.status, delivery.failure_reason) == ("failed", "cancelled")
         assert delivery.attempt_count == 1
-        assert len(await line.attempts(delivery_id)) == 1
+        (attempt,) = await line.attempts(delivery_id)
+        assert line.announced == [RecordedAttempt(attempt, delivery)]
         assert len(line.wire.sent) == 1
         await line.check_claims()
         nursery.cancel_scope.cancel()
@@ -529,7 +534,7 @@ async def test_cancelled_while_it_is_sent(autojump_clock: MockClock) -> None:
         assert (delivery.status, delivery.due_at) == ("pending", line.now())
         assert (delivery.attempt_count, delivery.interruptions) == (1, 1)
         assert delivery.claimed_by is None
-        assert line.announced == [attempt]
+        assert line.announced == [RecordedAttempt(attempt, delivery)]
         assert line.senders.busy == 0
 
         # The next node makes it at once, and all retries of the policy are left.

@@ -39,9 +39,12 @@ def init(path: Path, force: bool) -> None:
 @click.command("check-config")
 @config_option
 def check_config(path: Path | None) -> None:
-    """Check a configuration file, and that its plugins and signers are there."""
+    """Check a configuration file, its plugins with their settings, its signers and storage URL."""
     settings, origin = load_config(path)
-    Plugins(settings).signers(settings)
+    plugins = Plugins(settings)
+    plugins.signers(settings)
+    # Not entered: nothing is opened, but there is a plugin for its URL.
+    plugins.open_storage(settings, None)
     click.echo(f"{origin}: ok")
 
 

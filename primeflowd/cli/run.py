@@ -14,6 +14,7 @@ from primeflowd.cli.options import config_option, load_config
 from primeflowd.cli.visit import visit
 from primeflowd.config import Config
 from primeflowd.errors import PrimeflowdError
+from primeflowd.plugins import Plugins
 
 logger = structlog.get_logger()
 
@@ -38,10 +39,13 @@ def run(path: Path | None) -> None:
             "master_key_readable_by_others", path=str(master_key), hint=f"chmod 600 {master_key}"
         )
     try:
-        if _has_no_key(config):
+        plugins = Plugins(config)
+        for name in plugins.idle:
+            logger.warning("plugin_not_enabled", plugin=name, hint="it has settings all the same")
+        if _has_no_key(config, plugins):
             given = f" --config {origin}" if path else ""
             logger.warning("no_api_key", hint=f"primeflowd keys create --org ORG{given}")
-        trio.run(daemon.run, config)
+        trio.run(daemon.run, config, plugins)
     except Exception as error:
         if _on_purpose(error):
             raise
@@ -50,11 +54,11 @@ def run(path: Path | None) -> None:
         sys.exit(INTERNAL_ERROR)
 
 
-def _has_no_key(config: Config) -> bool:
+def _has_no_key(config: Config, plugins: Plugins) -> bool:
     """Whether nobody could call the API; a storage that only the daemon sees is not asked."""
     if config.storage_url.startswith("memory:"):
         return False
-    return not visit(config, lambda storage: storage.read(lambda tx: tx.keys(None)))
+    return not visit(config, lambda storage: storage.read(lambda tx: tx.keys(None)), plugins)
 
 
 def _on_purpose(error: Exception) -> bool:

@@ -13,8 +13,12 @@ from primeflowd.plugins import Plugins
 T = TypeVar("T")
 
 
-def visit(config: Config, use: Callable[[Storage], Awaitable[T]]) -> T:
+def visit(
+    config: Config, use: Callable[[Storage], Awaitable[T]], plugins: Plugins | None = None
+) -> T:
     """Open the configured storage, which is made if it is missing, and return what `use` does.
+
+    `plugins` are those of this process, if it has loaded them already.
 
     Raises:
         OperatorError: it cannot be opened, or no other process could see what is done to it.
@@ -23,7 +27,7 @@ def visit(config: Config, use: Callable[[Storage], Awaitable[T]]) -> T:
         raise OperatorError("storage.url is memory://, which no other process can see")
 
     async def come_and_go() -> T:
-        async with Plugins(config).open_storage(config, None) as storage:
+        async with (plugins or Plugins(config)).open_storage(config, None) as storage:
             return await use(storage)
 
     return trio.run(come_and_go)

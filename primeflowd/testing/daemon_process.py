@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
+
+T = TypeVar("T")
 
 _READY_WITHIN = 30.0
 
@@ -25,7 +27,8 @@ class DaemonProcess:
     """One daemon and the database in `directory`.
 
     Args:
-        settings: TOML text, added to a config that binds a free port and allows loopback.
+        settings: TOML text, added to a config that binds a free port and allows loopback. It
+            holds tables only, and no `[log]`: the log is read from here.
         environment: variables for the process on top of this one's.
 
     Attributes:
@@ -94,8 +97,7 @@ class DaemonProcess:
         self._reader = threading.Thread(target=self._read, args=(self.process, ready), daemon=True)
         self._reader.start()
         if not ready.wait(_READY_WITHIN) or not self.url:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
             raise RuntimeError(f"primeflowd did not start: {self.log[-5:]}")
         return self
 
@@ -153,7 +155,7 @@ class DaemonProcess:
         ready.set()
 
 
-def eventually(condition: Any, seconds: float = 20.0, every: float = 0.02) -> Any:
+def eventually(condition: Callable[[], T | None], seconds: float = 20.0, every: float = 0.02) -> T:
     """The first true value of `condition()`.
 
     Polling is all that can be done to a process from outside.

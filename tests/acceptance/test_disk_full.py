@@ -1,15 +1,25 @@
 """A disk that fills up: clear answers, nothing acknowledged is lost, recovery without a restart."""
 
 import resource
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import ReceiverProcess
+from primeflowd.testing.receiver_process import ReceiverProcess
 
 
 def limit_files(pid: int, size: int) -> None:
     """Let no file of the process grow beyond `size` bytes: what a full disk looks like to it."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def succeeded(client: httpx.Client, batch_id: str) -> list[dict[str, Any]]:
+    """The batch's deliveries that have succeeded."""
+    deliveries = client.get(f"/v1/batches/{batch_id}/callback").json()
+    return [one for one in deliveries if one["status_code"] == "succeeded"]
 
 
 def test_disk_full_and_back(tmp_path: Path) -> None:
@@ -51,13 +61,7 @@ def test_disk_full_and_back(tmp_path: Path) -> None:
                 assert register() == 201
                 eventually(lambda: receiver.succeeded() >= set(accepted))
                 for batch_id in accepted:
-                    (delivery,) = eventually(
-                        lambda b=batch_id: [
-                            d
-                            for d in client.get(f"/v1/batches/{b}/callback").json()
-                            if d["status_code"] == "succeeded"
-                        ]
-                    )
+                    (delivery,) = eventually(partial(succeeded, client, batch_id))
                     assert delivery["attempt_count"] == len(delivery["attempts"])
             assert daemon.terminate() == 0
         assert daemon.events("storage_recovered")

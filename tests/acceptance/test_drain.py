@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import ReceiverProcess
+from primeflowd.testing.receiver_process import ReceiverProcess
 
 BATCH = {"status": "succeeded"}
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import ReceiverProcess
+from primeflowd.testing.receiver_process import ReceiverProcess
 
 
 def hang_up(daemon: DaemonProcess, request: bytes, cut: int, pause: float) -> None:

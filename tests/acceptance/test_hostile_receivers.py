@@ -1,13 +1,15 @@
 """7: receivers that misbehave in time or in bytes cost an attempt, never a sender or the memory."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import ReceiverProcess
+from primeflowd.testing.receiver_process import ReceiverProcess
 
 SETTINGS = """
 [delivery]
@@ -51,6 +53,11 @@ def key(daemon: DaemonProcess) -> str:
     return daemon.create_key()
 
 
+def ended(client: httpx.Client, path: str) -> dict[str, Any] | None:
+    """The first delivery that has ended."""
+    return next((d for d in client.get(path).json() if d["completed_at"]), None)
+
+
 @pytest.mark.parametrize(("story", "answer", "reason"), HOSTILE, ids=[h[0] for h in HOSTILE])
 def test_hostile_receiver(
     daemon: DaemonProcess,
@@ -73,11 +80,7 @@ def test_hostile_receiver(
         )
         for result in made.json()["results"]:
             path = f"/v1/batches/{result['id']}/callback"
-            delivery = eventually(
-                lambda path=path: next(
-                    (d for d in client.get(path).json() if d["completed_at"]), None
-                )
-            )
+            delivery = eventually(partial(ended, client, path))
             (attempt,) = delivery["attempts"]
             assert delivery["failure_reason_code"] == reason, (story, attempt)
             assert delivery["status_code"] == ("failed" if reason else "succeeded")

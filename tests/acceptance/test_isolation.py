@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import ReceiverProcess
+from primeflowd.testing.receiver_process import ReceiverProcess
 
 
 def test_a_hanging_destination_delays_no_other(tmp_path: Path) -> None:
@@ -54,3 +54,23 @@ def test_a_healthy_daemon_logs_nothing_per_callback(tmp_path: Path) -> None:
             "drain_started",
             "drain_finished",
         ]
+
+
+def test_a_destination_that_answers_with_errors_gets_every_attempt_in_time(tmp_path: Path) -> None:
+    """3.6, 5.2: a hundred deliveries spend their policies at the pace of their delays."""
+    with ReceiverProcess(tmp_path / "arrivals.jsonl", [{"status": 500}]) as receiver:
+        daemon = DaemonProcess(
+            tmp_path / "state", '[delivery.default_policy]\ndelays = ["200ms", "300ms"]\n'
+        )
+        key = daemon.create_key()
+        with daemon:
+            with daemon.client(key) as client:
+                batch = {"status": "succeeded", "callback_url": receiver.url}
+                client.post("/v1/batches/bulk", json={"batches": [batch] * 100})
+                eventually(lambda: len(receiver.arrivals()) == 300, seconds=15)
+                path = "/v1/deliveries?status_code=failed&limit=500"
+                eventually(lambda: len(client.get(path).json()["items"]) == 100)
+                failed = client.get(path).json()["items"]
+            assert daemon.terminate() == 0
+        assert {delivery["failure_reason_code"] for delivery in failed} == {"http_status"}
+        assert {delivery["attempt_count"] for delivery in failed} == {3}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import ReceiverProcess
+from primeflowd.testing.receiver_process import ReceiverProcess
 
 KILLS = 20
 PATTERN: list[dict[str, object]] = [{}] * 9 + [{"status": 503}]

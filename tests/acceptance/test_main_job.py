@@ -10,7 +10,7 @@ import httpx
 from standardwebhooks import Webhook
 
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
-from tests.acceptance.receiver_process import Arrival, ReceiverProcess
+from primeflowd.testing.receiver_process import Arrival, ReceiverProcess
 
 
 def verify(arrival: Arrival, secret: str) -> None:

@@ -11,6 +11,7 @@ from primeflowd.cli.options import BUILT_IN, load_config
 from primeflowd.config import Config
 from primeflowd.errors import ConfigError
 from tests.cli.conftest import Run
+from tests.distributions import Distributions
 
 
 def test_init_writes_the_commented_file_and_a_private_key(primeflowd: Run, tmp_path: Path) -> None:
@@ -54,16 +55,44 @@ def test_init_where_nothing_can_be_written(primeflowd: Run, tmp_path: Path) -> N
     assert not (tmp_path / "state").exists()
 
 
-def test_check_config_misses_plugins_and_signers(primeflowd: Run, tmp_path: Path) -> None:
-    for text, fault in (
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
         ('[plugins]\nenable = ["absent"]\n', "absent"),
+        ("[plugins.absent]\na = 1\n", "plugins.absent: no such plugin is installed"),
+        ('[plugins]\nenable = ["picky"]\n[plugins.picky]\na = 1\n', "plugins.picky: a: no"),
         ('[signing]\nsigners = ["rot13"]\n', "rot13"),
-    ):
-        (tmp_path / "primeflowd.toml").write_text(text)
-        done = primeflowd("check-config")
-        assert done.returncode == 1
-        assert len(done.stderr.splitlines()) == 1
-        assert fault in done.stderr
+        ('[storage]\nurl = "oracle://db"\n', "storage.url: no plugin opens oracle:// URLs"),
+    ],
+)
+def test_check_config_finds_what_would_stop_the_daemon(
+    primeflowd: Run, tmp_path: Path, text: str, fault: str
+) -> None:
+    """`run` says the same, and both on one line."""
+    site = Distributions(tmp_path / "site")
+    site.install(
+        "picky",
+        """
+        from primeflowd.errors import ConfigError
+
+        @hookimpl
+        def configure(settings): raise ConfigError("a: no such key")
+        """,
+    )
+    (tmp_path / "primeflowd.toml").write_text(text)
+    checked = primeflowd("check-config", env={"PYTHONPATH": str(site.directory)})
+    assert checked.returncode == 1
+    [line] = checked.stderr.splitlines()
+    assert fault in line
+    done = primeflowd("run", env={"PYTHONPATH": str(site.directory)})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == line
+
+
+def test_check_config_opens_nothing(primeflowd: Run, tmp_path: Path) -> None:
+    (tmp_path / "primeflowd.toml").write_text('state_directory = "state"\n')
+    assert primeflowd("check-config").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["primeflowd.toml"]
 
 
 def test_file_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

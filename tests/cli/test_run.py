@@ -6,6 +6,7 @@ from pathlib import Path
 
 from primeflowd.testing.daemon_process import DaemonProcess
 from tests.cli.conftest import Run
+from tests.distributions import Distributions
 
 
 def test_says_which_config_it_uses_and_how_to_make_a_key(tmp_path: Path) -> None:
@@ -57,26 +58,56 @@ def test_second_daemon_on_one_storage(primeflowd: Run, tmp_path: Path) -> None:
 
 def test_bug_is_logged_on_one_line_and_exits_with_70(primeflowd: Run, tmp_path: Path) -> None:
     """Here a storage plugin's, which breaks where nobody expects it to."""
-    site = tmp_path / "site"
-    (site / "broken-1.dist-info").mkdir(parents=True)
-    (site / "broken-1.dist-info" / "METADATA").write_text("Name: broken\nVersion: 1\n")
-    (site / "broken-1.dist-info" / "entry_points.txt").write_text("[primeflowd]\nbroken = broken\n")
-    (site / "broken.py").write_text(
-        "from contextlib import asynccontextmanager\n"
-        "from primeflowd.hookspecs import hookimpl\n"
-        "@asynccontextmanager\n"
-        "async def broken():\n"
-        "    raise KeyError('unexpected')\n"
-        "    yield\n"
-        "@hookimpl\n"
-        "def open_storage(config, node_id):\n"
-        "    return broken() if config.storage.url == 'broken://' else None\n"
+    site = Distributions(tmp_path / "site")
+    site.install(
+        "broken",
+        """
+        from contextlib import asynccontextmanager
+
+        @asynccontextmanager
+        async def broken():
+            raise KeyError("unexpected")
+            yield
+
+        @hookimpl
+        def open_storage(config, node_id):
+            return broken() if config.storage.url == "broken://" else None
+        """,
     )
     (tmp_path / "primeflowd.toml").write_text(
         '[storage]\nurl = "broken://"\n[plugins]\nenable = ["broken"]\n[log]\nformat = "json"\n'
     )
-    done = primeflowd("run", env={"PYTHONPATH": str(site)})
+    done = primeflowd("run", env={"PYTHONPATH": str(site.directory)})
     assert done.returncode == 70
     crash = json.loads(done.stderr.splitlines()[-1])
     assert (crash["event"], crash["level"]) == ("crashed", "critical")
     assert "KeyError: 'unexpected'" in crash["exception"]
+
+
+def test_plugins_are_configured_once_and_idle_ones_are_named(tmp_path: Path) -> None:
+    """A plugin that has settings but is not enabled is forgotten, perhaps."""
+    site = Distributions(tmp_path / "site")
+    calls = tmp_path / "calls"
+    source = f"""
+        @hookimpl
+        def configure(settings):
+            with open({str(calls)!r}, "a") as file:
+                print(settings, file=file)
+
+        @hookimpl
+        def attempts_recorded(): ...
+        """
+    site.install("acme", source)
+    site.install("other", source)
+    settings = """
+        [plugins]
+        enable = ["acme"]
+        [plugins.acme]
+        depth = 3
+        [plugins.other]
+        depth = 4
+    """
+    with DaemonProcess(tmp_path / "x", settings, {"PYTHONPATH": str(site.directory)}) as daemon:
+        assert daemon.terminate() == 0
+    assert calls.read_text() == "{'depth': 3}\n"
+    assert [line["plugin"] for line in daemon.events("plugin_not_enabled")] == ["other"]

@@ -1,17 +1,24 @@
 """The programmable receiver in a process of its own, and what arrived there."""
 
+import base64
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 
-@dataclass(frozen=True)
-class Arrival:
-    """One request as it arrived; `headers` have names in lower case, `time` is in seconds."""
+
+class Arrival(msgspec.Struct, frozen=True):
+    """One request as it arrived.
+
+    Attributes:
+        number: counted from 1.
+        headers: by name in lower case; of several with one name, the last.
+        time: when its last byte was there, in seconds since the epoch.
+    """
 
     number: int
     headers: dict[str, str]
@@ -22,17 +29,21 @@ class Arrival:
 class ReceiverProcess:
     """A receiver that logs to `log` and answers as `script` says, for ever as its last answer.
 
-    See primeflowd.testing.answers.Answer for what an answer may be.
+    An answer is a mapping with some of the fields of `primeflowd.testing.receiver.Answer`, with
+    `body` and `raw` as text; `{}` is a 200.
+
+    Attributes:
+        url: where callbacks may be sent, once it runs.
     """
 
-    def __init__(self, log: Path, script: Sequence[dict[str, Any]] | None = None) -> None:
+    def __init__(self, log: Path, script: Sequence[Mapping[str, Any]] | None = None) -> None:
         self._log = log
         self.script = list(script or [{}])
         self._arrivals: list[Arrival] = []
         self._read = 0
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own words
             [
                 *(sys.executable, "-m", "primeflowd.testing.receiver", "--port", "0"),
                 *("--script", json.dumps(self.script), "--log", str(self._log)),
@@ -77,6 +88,8 @@ def _arrival(logged: dict[str, Any]) -> Arrival:
     return Arrival(
         number=logged["number"],
         headers={name.lower(): value for name, value in logged["headers"]},
-        body=logged["body"].encode(),
+        body=(
+            logged["body"].encode() if "body" in logged else base64.b64decode(logged["body_base64"])
+        ),
         time=logged["arrived_at"] / 1e6,
     )
