@@ -139,8 +139,9 @@ class Tx(Protocol):
         """Attempts by delivery, each list ascending; a delivery without any is absent."""
         ...
 
-    def payloads(self, batch_ids: Collection[str]) -> dict[str, bytes]:
-        """The frozen bytes by batch."""
+    def payloads(self, batch_ids: Collection[str], within: int | None = None) -> dict[str, bytes]:
+        """The frozen bytes by batch: of the first batches whose payloads make at most `within`
+        bytes in all, without reading the others."""
         ...
 
     # The queue

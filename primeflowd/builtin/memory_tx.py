@@ -6,6 +6,7 @@ UniqueViolation where a row exists.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -156,9 +157,17 @@ class MemoryTx(MemoryAccess):
             if delivery_id in self._attempts
         }
 
-    def payloads(self, batch_ids: Collection[str]) -> dict[str, bytes]:
+    def payloads(self, batch_ids: Collection[str], within: int | None = None) -> dict[str, bytes]:
         batches = (self._batches[batch_id] for batch_id in batch_ids if batch_id in self._batches)
-        return {batch.id: batch.payload for batch in batches if batch.payload is not None}
+        found = {batch.id: batch.payload for batch in batches if batch.payload is not None}
+        if within is None:
+            return found
+        totals = accumulate(map(len, found.values()))
+        return {
+            batch_id: payload
+            for (batch_id, payload), total in zip(found.items(), totals, strict=True)
+            if total <= within
+        }
 
     # The queue
 

@@ -1,6 +1,7 @@
 """Deliveries, their attempts and their payloads."""
 
 from collections.abc import Collection
+from itertools import accumulate
 
 from sqlalchemy import ColumnElement, func, select
 
@@ -65,7 +66,9 @@ class DeliveryStatements(Session):
                 found.setdefault(attempt.delivery_id, []).append(attempt)
         return found
 
-    def payloads(self, batch_ids: Collection[str]) -> dict[str, bytes]:
+    def payloads(self, batch_ids: Collection[str], within: int | None = None) -> dict[str, bytes]:
+        if within is not None:
+            batch_ids = self._first_within(batch_ids, within)
         found: dict[str, bytes] = {}
         for chunk in chunks(batch_ids):
             query = select(batches.c.id, batches.c.payload).where(
@@ -73,6 +76,21 @@ class DeliveryStatements(Session):
             )
             found.update((row.id, row.payload) for row in self._read(query))
         return found
+
+    def _first_within(self, batch_ids: Collection[str], within: int) -> list[str]:
+        """The first of these whose payloads make at most so many bytes in all.
+
+        A length costs no more than a row's header: the pages that a large value overflows to stay
+        unread.
+        """
+        length = func.length(batches.c.payload)
+        sizes: dict[str, int] = {}
+        for chunk in chunks(batch_ids):
+            query = select(batches.c.id, length).where(batches.c.id.in_(chunk), length.is_not(None))
+            sizes.update((batch_id, size) for batch_id, size in self._read(query))
+        known = [batch_id for batch_id in batch_ids if batch_id in sizes]
+        totals = accumulate(sizes[batch_id] for batch_id in known)
+        return [batch_id for batch_id, total in zip(known, totals, strict=True) if total <= within]
 
 
 def _matching(org_id: str, where: DeliveryFilter) -> list[ColumnElement[bool]]:

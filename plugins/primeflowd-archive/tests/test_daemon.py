@@ -62,7 +62,8 @@ def story(directory: Path, receiver: Receiver) -> tuple[list[Any], list[dict[str
     with daemon:
         deliver(5)
         daemon.kill()
-        (part,) = archive.glob("*.part")
+        # The latest: the one before may have been full, and not renamed yet.
+        part = max(archive.glob("*.part"))
         with part.open("ab") as file:
             file.write(b'{"attempt_id":"0192')
         before = finished(archive)

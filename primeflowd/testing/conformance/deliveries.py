@@ -1,5 +1,7 @@
 """Promises about deliveries, their attempts and their payloads."""
 
+from functools import partial
+
 import pytest
 from msgspec.structs import replace
 
@@ -228,3 +230,21 @@ class DeliveryPromises(Conformance):
             ids = [frozen.id, running.id, new_id()]
             assert await storage.read(lambda tx: tx.payloads(ids)) == {frozen.id: frozen.payload}
             assert await storage.read(lambda tx: tx.payloads([])) == {}
+
+    async def test_payloads_within_a_size(self) -> None:
+        """The first ones that fit, in the order asked for; nothing beyond."""
+        async with self.open() as storage:
+            payloads = [b"x" * 1_000, b"y" * 2_000, b"z" * 10]
+            frozen = [make_batch(status="failed", payload=payload) for payload in payloads]
+            for batch in frozen:
+                await store(storage, batch)
+            ids = [batch.id for batch in frozen]
+            for within, count in ((0, 0), (999, 0), (1_000, 1), (3_009, 2), (3_010, 3)):
+                found = await storage.read(partial(_payloads, ids, within))
+                assert found == dict(zip(ids[:count], payloads, strict=False))
+            backwards = await storage.read(lambda tx: tx.payloads(ids[::-1], 2_500))
+            assert backwards == {ids[2]: payloads[2], ids[1]: payloads[1]}
+
+
+def _payloads(batch_ids: list[str], within: int, tx: Tx) -> dict[str, bytes]:
+    return tx.payloads(batch_ids, within)
