@@ -75,7 +75,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
                     daemon.kill()
                     # What the dead one sent may lie in the receiver's socket for a moment; a new
                     # one needs longer than this to start.
-                    starts.append(time.time() + 0.1)
+                    starts.append(time.time() + 0.3)
                     daemon.start()
                 time.sleep(0.3)
             owed = set(clients.accepted)
