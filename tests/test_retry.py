@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primeflowd.durations import parse_delay
-from primeflowd.instants import DAY, HOUR, MILLISECOND, MINUTE, SECOND, Micros
+from primeflowd.instants import DAY, HOUR, MILLISECOND, MINUTE, Micros
 from primeflowd.model import Delivery, RetryPolicy, Verdict
 from primeflowd.retry import after_attempt, after_interruption, delay_before, schedule
+from primeflowd.testing.factories import NOW, make_delivery
 
-NOW: Micros = 1_700_000_000 * SECOND
 CAP = DAY
 
 SUCCESS = Verdict(decision="success")
@@ -21,30 +21,7 @@ FAIL = Verdict(decision="fail", reason="gone", detail="410")
 
 
 def delivery(**changes: Any) -> Delivery:
-    fresh = Delivery(
-        id="01920000-0000-7000-8000-000000000001",
-        batch_id="01920000-0000-7000-8000-000000000002",
-        org_id="org",
-        callback_url="https://example.com/",
-        destination="https://example.com:443",
-        is_automatic=True,
-        status="pending",
-        failure_reason=None,
-        failure_detail=None,
-        attempt_count=0,
-        interruptions=0,
-        delays=("15m", "1h", "24h"),
-        max_retries=3,
-        policy_source="default",
-        policy_plan_id="",
-        signing_secret_id=None,
-        due_at=NOW,
-        claimed_by="node",
-        created_at=NOW,
-        updated_at=NOW,
-        completed_at=None,
-    )
-    return msgspec.structs.replace(fresh, **changes)
+    return make_delivery(claimed_by="node", **changes)
 
 
 def policy(*delays: str, max_retries: int) -> RetryPolicy:

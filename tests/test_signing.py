@@ -20,6 +20,7 @@ from primeflowd.keyring import Keyring, bound_to_secret
 from primeflowd.model import Delivery, SigningSecret
 from primeflowd.plugins import Plugins
 from primeflowd.signing import Signatures, SigningFailed
+from primeflowd.testing.factories import make_delivery
 
 T = TypeVar("T")
 RING = Keyring(bytes(32))
@@ -82,28 +83,11 @@ class Saying:
 
 
 def delivery(pinned: str | None = None, org_id: str = "acme") -> Delivery:
-    return Delivery(
+    return make_delivery(
         id="01920000-0000-7000-8000-00000000d001",
         batch_id="01920000-0000-7000-8000-00000000abcd",
         org_id=org_id,
-        callback_url="https://example.com/",
-        destination="https://example.com:443",
-        is_automatic=True,
-        status="pending",
-        failure_reason=None,
-        failure_detail=None,
-        attempt_count=0,
-        interruptions=0,
-        delays=("1s",),
-        max_retries=1,
-        policy_source="default",
-        policy_plan_id="",
         signing_secret_id=pinned,
-        due_at=0,
-        claimed_by=None,
-        created_at=0,
-        updated_at=0,
-        completed_at=None,
     )
 
 

@@ -9,35 +9,10 @@ from hypothesis import strategies as st
 
 from primeflowd.builtin.classifier import classify_outcome, retry_after
 from primeflowd.instants import HOUR, SECOND
-from primeflowd.model import Delivery, FailureReason, Outcome, Verdict
+from primeflowd.model import FailureReason, Outcome, Verdict
+from primeflowd.testing.factories import make_delivery
 
 ENDED = 784_111_777 * SECOND  # 1994-11-06 08:49:37 UTC, the example of RFC 9110
-
-
-def delivery() -> Delivery:
-    return Delivery(
-        id="01920000-0000-7000-8000-00000000d001",
-        batch_id="01920000-0000-7000-8000-00000000abcd",
-        org_id="acme",
-        callback_url="https://example.com/",
-        destination="https://example.com:443",
-        is_automatic=True,
-        status="pending",
-        failure_reason=None,
-        failure_detail=None,
-        attempt_count=0,
-        interruptions=0,
-        delays=("1s",),
-        max_retries=1,
-        policy_source="default",
-        policy_plan_id="",
-        signing_secret_id=None,
-        due_at=0,
-        claimed_by=None,
-        created_at=0,
-        updated_at=0,
-        completed_at=None,
-    )
 
 
 def answered(status: int, *headers: tuple[str, str]) -> Outcome:
@@ -55,7 +30,7 @@ def failed(failure: FailureReason, status: int | None = None) -> Outcome:
 
 
 def judge(outcome: Outcome) -> Verdict:
-    return classify_outcome(outcome, delivery())
+    return classify_outcome(outcome, make_delivery())
 
 
 @given(st.integers(min_value=100, max_value=999))
