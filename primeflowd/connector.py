@@ -93,6 +93,7 @@ class Connector:
                     "connection_error", f"{doing} failed: {describe(error)}", address
                 ) from error
             except BaseException:
+                # Refused, or cancelled: nobody else knows of the socket.
                 sock.close()
                 raise
             return Connection(sock, address, self._new_reader())
@@ -140,6 +141,7 @@ class Connector:
                 except ssl.SSLWantWriteError:
                     await trio.lowlevel.wait_writable(secured)
         except BaseException as error:
+            # Cancelled, too: wrap_socket has taken the socket from its caller, who cannot close it.
             if secured is not None:
                 secured.close()
             if isinstance(error, ssl.SSLError):
@@ -200,6 +202,7 @@ class _Dial:
                     with trio.move_on_after(HEAD_START):
                         await given_up.wait()
         except BaseException:
+            # Cancelled when one had connected already: its socket has no owner yet.
             if self._winner is not None:
                 self._winner.close()
             raise
@@ -241,12 +244,14 @@ async def _dial(family: int, address: SocketAddress) -> socket.socket:
             await trio.lowlevel.wait_writable(sock)
             if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(code, os.strerror(code)) from None
-    except BaseException as error:
+    except OSError as error:
         sock.close()
-        if isinstance(error, OSError):
-            raise NetworkFailure(
-                "connection_error", f"connecting to {address[0]} failed: {describe(error)}"
-            ) from error
+        raise NetworkFailure(
+            "connection_error", f"connecting to {address[0]} failed: {describe(error)}"
+        ) from error
+    except BaseException:
+        # Cancelled: another address was quicker, or the time is up.
+        sock.close()
         raise
     return sock
 

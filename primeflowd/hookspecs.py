@@ -350,7 +350,7 @@ def open_storage(
 
 
 @hookspec
-def register_signers(config: Config) -> Iterable[Signer]:  # type: ignore[empty-body]
+def register_signers(config: Config) -> Iterable[Signer]:  # type: ignore[empty-body]  # a specification has none
     """Signers that `[signing] signers` can name. Called once at start."""
 
 

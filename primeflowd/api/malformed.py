@@ -33,7 +33,7 @@ _CLOSING: Final = 5.0
 @cache
 def install() -> None:
     """Make Hypercorn in this process use the classes below."""
-    hypercorn.protocol.H11Protocol = Protocol  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = Protocol  # type: ignore[attr-defined]  # no public name
 
 
 class Stream(HTTPStream):

@@ -74,6 +74,7 @@ async def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise OperatorError(f"cannot listen on {shown}: {error.strerror}") from error
     except BaseException:
+        # Cancelled during the lookup, or a bug: either way nobody else knows of the socket.
         listener.close()
         raise
     return listener

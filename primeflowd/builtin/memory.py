@@ -121,6 +121,6 @@ class MemoryStorage:
         self._tx.begin()
         try:
             return function(self._tx)
-        except BaseException:
+        except BaseException:  # whatever it raised, a function that raises changes nothing
             self._tx.undo()
             raise

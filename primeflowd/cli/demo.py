@@ -193,7 +193,7 @@ class _Story:
             if delivery["attempt_count"] >= attempts:
                 assert isinstance(delivery, dict)
                 return delivery
-            time.sleep(0.02)
+            time.sleep(0.02)  # the record is in another process: all we can do is ask again
         raise OperatorError(f"attempt {attempts} was never put on record")
 
     def _call(self, method: str, path: str, body: object = None) -> Any:

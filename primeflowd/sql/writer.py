@@ -182,6 +182,7 @@ class Writer:
         try:
             tx.flush()
         except Exception as error:
+            # A row of any of them: run alone, each gets its own answer.
             raise _Spoilt from error
         self._finish(len(group))
         # Not before: an operation that has its result is one that is stored.
@@ -202,7 +203,7 @@ class Writer:
         try:
             value = operation.function(tx)
             tx.flush()
-        except BaseException as error:  # noqa: BLE001 -- as above
+        except BaseException as error:  # noqa: BLE001 -- the caller gets it as it is
             failure: BaseException | None = tx.failure or error
         else:
             failure = tx.failure

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import AbstractAsyncContextManager, closing
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
@@ -294,7 +295,7 @@ trio.run(main, sys.argv[2])
     assert [await process.wait() for process in processes] == [0, 0, 0, 0]
     async with open_sqlite(path, "node-1") as storage:
         for index in range(4):
-            assert await storage.read(lambda tx, i=index: tx.note(str(i))) == "was here"  # type: ignore[misc]
+            assert await storage.read(methodcaller("note", str(index))) == "was here"
 
 
 # A failing environment

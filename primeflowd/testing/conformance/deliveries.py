@@ -1,6 +1,6 @@
 """Promises about deliveries, their attempts and their payloads."""
 
-from functools import partial
+from operator import methodcaller
 
 import pytest
 from msgspec.structs import replace
@@ -124,9 +124,7 @@ class DeliveryPromises(Conformance):
             before = None
             while True:
                 page = Page(limit=2, before=before)
-                found = await storage.read(
-                    lambda tx, page=page: tx.deliveries(ORG, DeliveryFilter(), page)  # type: ignore[misc]
-                )
+                found = await storage.read(methodcaller("deliveries", ORG, DeliveryFilter(), page))
                 if not found:
                     break
                 seen += found
@@ -179,9 +177,7 @@ class DeliveryPromises(Conformance):
             seen: list[str] = []
             while True:
                 position = seen[-1] if seen else None
-                found = await storage.read(
-                    lambda tx, p=position: tx.failed_after(ORG, window, p, 3)  # type: ignore[misc]
-                )
+                found = await storage.read(methodcaller("failed_after", ORG, window, position, 3))
                 if not found:
                     break
                 seen += [delivery.id for delivery in found]
@@ -213,11 +209,7 @@ class DeliveryPromises(Conformance):
                 (other, second),
                 (attempts[1], replace(first, claimed_by=None)),
             ):
-                await storage.write(
-                    lambda tx, attempt=attempt, after=after: tx.record_attempt(  # type: ignore[misc]
-                        NODE, attempt, after
-                    )
-                )
+                await storage.write(methodcaller("record_attempt", NODE, attempt, after))
             found = await storage.read(lambda tx: tx.attempts([first.id, second.id, third.id]))
             assert found == {first.id: attempts, second.id: [other]}
             assert await storage.read(lambda tx: tx.attempts([])) == {}
@@ -240,11 +232,7 @@ class DeliveryPromises(Conformance):
                 await store(storage, batch)
             ids = [batch.id for batch in frozen]
             for within, count in ((0, 0), (999, 0), (1_000, 1), (3_009, 2), (3_010, 3)):
-                found = await storage.read(partial(_payloads, ids, within))
+                found = await storage.read(methodcaller("payloads", ids, within))
                 assert found == dict(zip(ids[:count], payloads, strict=False))
             backwards = await storage.read(lambda tx: tx.payloads(ids[::-1], 2_500))
             assert backwards == {ids[2]: payloads[2], ids[1]: payloads[1]}
-
-
-def _payloads(batch_ids: list[str], within: int, tx: Tx) -> dict[str, bytes]:
-    return tx.payloads(batch_ids, within)

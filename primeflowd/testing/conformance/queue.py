@@ -1,6 +1,7 @@
 """Promises about the queue: who may claim what, and whose records count."""
 
 from collections import Counter
+from operator import methodcaller
 from random import Random
 
 from msgspec.structs import replace
@@ -125,9 +126,7 @@ class QueuePromises(Conformance):
                         expected.append(delivery.id)
                 before = dict(held - Counter(d.destination for d in waiting if d.id in expected))
                 claimed = await storage.write(
-                    lambda tx, limit=limit, held=before: tx.claim(  # type: ignore[misc]
-                        NODE, NOW + 1000, limit, 4, held
-                    )
+                    methodcaller("claim", NODE, NOW + 1000, limit, 4, before)
                 )
                 assert [d.id for d in claimed] == expected
                 waiting = [d for d in waiting if d.id not in expected]
@@ -199,11 +198,7 @@ class QueuePromises(Conformance):
                     updated_at=NOW + number,
                 )
                 attempt = make_attempt(delivery_id=delivery.id, attempt_number=number)
-                fate = await storage.write(
-                    lambda tx, attempt=attempt, after=after: tx.record_attempt(  # type: ignore[misc]
-                        NODE, attempt, after
-                    )
-                )
+                fate = await storage.write(methodcaller("record_attempt", NODE, attempt, after))
                 assert fate == "recorded"
                 assert await delivery_of(storage, delivery.id) == after
             assert len(await attempts_of(storage, delivery.id)) == 2
@@ -220,7 +215,7 @@ class QueuePromises(Conformance):
             for delivery in (theirs, nobodys, over, make_delivery()):
                 attempt = make_attempt(delivery_id=delivery.id)
                 fate = await storage.write(
-                    lambda tx, a=attempt, d=delivery: tx.record_attempt(NODE, a, _ended(d))  # type: ignore[misc]
+                    methodcaller("record_attempt", NODE, attempt, _ended(delivery))
                 )
                 assert fate == "lost"
                 assert await attempts_of(storage, delivery.id) == []
