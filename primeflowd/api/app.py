@@ -1,6 +1,6 @@
 """The HTTP application: routes, and what every request goes through on its way to a handler.
 
-    request id -> key -> rate limit -> scope -> org -> handler -> answer or envelope -> headers
+    request id -> gate -> handler -> answer or envelope -> headers
 
 That is one view per route and one override of the framework's dispatch rather than a stack of
 middleware, because the framework's own cost dominates a request. Whatever a request raises, be it
@@ -31,11 +31,9 @@ from primeflowd.api import (
     secrets,
 )
 from primeflowd.api.answer import Answer
-from primeflowd.api.auth import Authenticator, authorise, org_of
-from primeflowd.api.call import AnswerScope, Call, Route
-from primeflowd.api.rate_limit import RateLimiter
+from primeflowd.api.call import Route
+from primeflowd.api.gate import Gate
 from primeflowd.api.services import Services
-from primeflowd.model import OPERATOR_ORG
 
 log = structlog.get_logger()
 
@@ -55,13 +53,23 @@ _JSON: Final = "application/json"
 
 
 class _Request(TrioRequest):
-    """A request that remembers headers which its answer shall carry, whatever becomes of it."""
+    """A request as the gate takes it: see incoming.Incoming."""
 
     answer_headers: errors.Headers = ()
+    # The framework knows, but does not say.
+    arrived = None
 
 
-class _App(QuartTrio):
+class App(QuartTrio):
+    """The application.
+
+    Attributes:
+        gate: what its requests go through; others that come by another way shall go through the
+            same one.
+    """
+
     request_class = _Request
+    gate: Gate
 
     async def handle_request(self, request: Request) -> ResponseTypes:
         chosen = request_id.choose(request.headers.get(request_id.HEADER))
@@ -90,51 +98,31 @@ class _App(QuartTrio):
         return _response(Answer(204, headers=(("Allow", methods),)))
 
 
-def create_app(services: Services) -> QuartTrio:
+def create_app(services: Services) -> App:
     """The application over these services; it serves nothing by itself."""
-    app = _App("primeflowd.api", static_folder=None)
+    app = App("primeflowd.api", static_folder=None)
     # A backstop for what arrives while no handler reads; body.py has the limit of each endpoint.
     api = services.config.api
     app.config["MAX_CONTENT_LENGTH"] = max(api.max_body, api.max_bulk_body)
     # Else `//v1/batches` is answered with a redirect, in HTML.
     app.url_map.merge_slashes = False
-    gate = _Gate(services)
+    app.gate = Gate(services)
     for route in ROUTES:
         name = f"{route.method} {route.path}".replace(".", "_")
-        app.add_url_rule(route.path, name, gate.view(route), methods=[route.method])
+        app.add_url_rule(route.path, name, _view(app.gate, route), methods=[route.method])
     for path, answer in health.OPEN_ROUTES:
         app.add_url_rule(path, path, _open_view(services, answer), methods=["GET"])
     return app
 
 
-class _Gate:
-    """What stands between a request and the handlers; its memory is that of the whole API."""
+def _view(gate: Gate, route: Route) -> Callable[..., Awaitable[Response]]:
+    """A view function of the framework that leads to the route's handler."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._authenticator = Authenticator(services.storage)
-        self._limiter = RateLimiter(services.config.api, services.clock)
-        self._running: set[AnswerScope] = set()
+    async def view(**names: Any) -> Response:
+        incoming = cast("_Request", request_ctx.request)
+        return _response(await gate.answer(route, incoming, names))
 
-    def view(self, route: Route) -> Callable[..., Awaitable[Response]]:
-        """A view function of the framework that leads to the route's handler."""
-
-        async def view(**names: Any) -> Response:
-            incoming = cast("_Request", request_ctx.request)
-            key = await self._authenticator.authenticate(incoming.headers)
-            incoming.answer_headers = self._limiter.take(key.id)
-            authorise(key, route.scope)
-            org_id = (
-                OPERATOR_ORG
-                if route.org == "none"
-                else org_of(key, incoming.headers, must_be_named=route.org == "header")
-            )
-            call = Call(
-                incoming, names, self._services, self._authenticator, self._running, key, org_id
-            )
-            return _response(await route.handler(call))
-
-        return view
+    return view
 
 
 def _open_view(

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Final
 
 import trio
-from werkzeug.datastructures import Headers
 
 from primeflowd.access_keys import check_org_id, digest, grants, looks_like_key
 from primeflowd.api.errors import Rejected
+from primeflowd.api.incoming import Fields
 from primeflowd.errors import InvalidRequest
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.model import OPERATOR_ORG, ApiKey
@@ -38,7 +38,7 @@ class Authenticator:
         # By digest: the key, and when to ask storage again. In the order of being found.
         self._found: dict[str, tuple[ApiKey, float]] = {}
 
-    async def authenticate(self, headers: Headers) -> ApiKey:
+    async def authenticate(self, headers: Fields) -> ApiKey:
         """The key that the request carries.
 
         Raises:
@@ -74,7 +74,7 @@ def authorise(key: ApiKey, needed: str) -> None:
         raise Rejected(403, "forbidden", f"this needs the scope {needed}", {"scope": needed})
 
 
-def org_of(key: ApiKey, headers: Headers, *, must_be_named: bool = False) -> str:
+def org_of(key: ApiKey, headers: Fields, *, must_be_named: bool = False) -> str:
     """The org that the request is about.
 
     Args:
@@ -104,7 +104,7 @@ def _key(wanted: str, tx: Tx) -> ApiKey | None:
     return tx.key_by_digest(wanted)
 
 
-def _offered_key(headers: Headers) -> str:
+def _offered_key(headers: Fields) -> str:
     offered = {value.strip() for value in headers.getlist(KEY_HEADER)}
     for value in headers.getlist("Authorization"):
         scheme, _, credentials = value.partition(" ")

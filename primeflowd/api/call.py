@@ -9,12 +9,11 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
-from quart.wrappers import Request
-from werkzeug.datastructures import Headers
 
 from primeflowd.api.answer import Answer
 from primeflowd.api.auth import Authenticator
 from primeflowd.api.body import read
+from primeflowd.api.incoming import Fields, Incoming
 from primeflowd.api.services import Services
 from primeflowd.errors import InvalidRequest, NotFound
 from primeflowd.model import ApiKey
@@ -53,7 +52,7 @@ class Call:
 
     def __init__(
         self,
-        request: Request,
+        request: Incoming,
         names: Mapping[str, str],
         services: Services,
         authenticator: Authenticator,
@@ -81,7 +80,7 @@ class Call:
         return self._request.path
 
     @property
-    def headers(self) -> Headers:
+    def headers(self) -> Fields:
         return self._request.headers
 
     @property

@@ -8,7 +8,7 @@ public interface there, so tests/api/test_malformed.py talks to a real socket: i
 Hypercorn has moved any of it.
 
 The same place keeps the surface small: no WebSocket, no upgrade to HTTP/2 (`Upgrade` is ignored,
-as RFC 9110 allows), and of request targets only those that a path can be had from.
+as RFC 9110 allows), and of requests only those that request_rules.py lets through.
 """
 
 from functools import cache
@@ -23,6 +23,13 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
 from primeflowd.api import errors, request_id
+from primeflowd.api.request_rules import (
+    MAX_HEADERS,
+    grouped,
+    has_control_characters,
+    origin_form,
+    refusal,
+)
 
 log = structlog.get_logger()
 
@@ -83,9 +90,15 @@ class Protocol(H11Protocol):
         """No upgrades: the base class would turn to HTTP/2 here."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        fields = grouped(request.headers)
+        status = refusal(request.method, request.http_version.decode(), fields)
+        if status is None and len(request.headers) > MAX_HEADERS:
+            status = 431
+        if status is None and has_control_characters(fields):
+            status = 400
         target = origin_form(request.target)
-        if target is None:
-            await self._refuse(400, request.method)
+        if status is not None or target is None:
+            await self._refuse(status or 400, request.method)
             await self._maybe_recycle()
             return
         self.stream = Stream(
@@ -111,26 +124,6 @@ class Protocol(H11Protocol):
         )
         self.keep_alive_requests += 1
         await self.context.mark_request()
-
-
-def origin_form(target: bytes) -> bytes | None:
-    """A request target as path and query; None for one that names no path (RFC 9112, 3.2).
-
-    `*` and what it asks about (the server) has no path here either, but `OPTIONS *` is harmless:
-    it becomes a path that nothing is at.
-    """
-    if target.startswith(b"/"):
-        return target
-    if target == b"*":
-        return b"/*"
-    scheme, separator, rest = target.partition(b"://")
-    if not separator or scheme.lower() not in (b"http", b"https"):
-        return None
-    authority_end = min(
-        (i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest)
-    )
-    path = rest[authority_end:]
-    return path if path.startswith(b"/") else b"/" + path
 
 
 def _answer(status_code: int) -> tuple[list[tuple[bytes, bytes]], bytes]:

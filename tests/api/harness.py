@@ -6,10 +6,9 @@ from typing import Any, cast
 
 import httpx
 import msgspec
-from quart_trio import QuartTrio
 
 from primeflowd.access_keys import new_key
-from primeflowd.api.app import create_app
+from primeflowd.api.app import App, create_app
 from primeflowd.api.services import Performer, Services
 from primeflowd.config import Config
 from primeflowd.hookspecs import Storage
@@ -39,7 +38,7 @@ class Api:
         self.unready: str | None = None
         self.changed: list[str] = []
         self.recoveries = 0
-        self.app: QuartTrio
+        self.app: App
         self.client: httpx.AsyncClient
 
     def services(self, storage: Storage | None = None, intake: Performer | None = None) -> Services:
@@ -123,7 +122,9 @@ class Api:
     async def record(self, delivery_id: str, number: int, **fields: Any) -> Attempt:
         """Put an attempt on record as a sender does, the delivery going on waiting."""
         before = await self.node.delivery(delivery_id)
-        attempt = make_attempt(delivery_id=delivery_id, attempt_number=number, **fields)
+        attempt = make_attempt(
+            org_id=before.org_id, delivery_id=delivery_id, attempt_number=number, **fields
+        )
         await self.node.storage.write(
             lambda tx: tx.record_attempt(
                 before.claimed_by or NODE, attempt, _with_attempts(before, number)

@@ -34,6 +34,9 @@ class CountingStorage:
     ) -> T:
         return await self._inner.write(function, on_commit)
 
+    async def wait_for_others(self) -> None:
+        await self._inner.wait_for_others()
+
     def statistics(self) -> StorageStatistics:
         return self._inner.statistics()
 

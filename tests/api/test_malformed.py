@@ -1,34 +1,31 @@
-"""What the HTTP server answers by itself (contract 2.5, 2.7), over a raw socket.
+"""What the HTTP server answers by itself (contract 2.5, 2.7), over a raw socket, for both servers.
 
-These override methods of Hypercorn that are not public. A newer Hypercorn that has moved any of
-them fails here, and not at a client.
+For one of them methods of Hypercorn are overridden that are not public. A newer Hypercorn that has
+moved any of them fails here, and not at a client.
 """
 
 import json
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog.testing
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from quart.wrappers import Request
 
-from primeflowd.api.malformed import origin_form
-from primeflowd.api.server import serve
+from primeflowd.api.request_rules import origin_form
 from tests.api.harness import Api
+from tests.api.wire import SERVERS, serving
 
 KEY = b"X-Reevit-Key: "
 
 
-@pytest.fixture
-async def address(api: Api) -> AsyncIterator[tuple[str, int]]:
+@pytest.fixture(params=SERVERS)
+async def address(request: pytest.FixtureRequest, api: Api) -> AsyncIterator[tuple[str, int]]:
     """Where the API is served."""
-    shutdown = trio.Event()
-    async with trio.open_nursery() as nursery:
-        [url] = await nursery.start(serve, api.app, ("127.0.0.1", 0), shutdown)
-        host, port = url.removeprefix("http://").split(":")
-        yield host, int(port)
-        shutdown.set()
+    async with serving(SERVERS[request.param], api) as (address, _):
+        yield address
 
 
 async def ask(address: tuple[str, int], request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -111,14 +108,15 @@ async def test_an_application_that_gives_no_answer(
 
     api.app.request_class = Broken  # type: ignore[assignment]
     request = method + b" / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    status, headers, body = await ask(address, request)
+    with structlog.testing.capture_logs() as logged:
+        status, headers, body = await ask(address, request)
     assert status == 500
     assert headers["x-request-id"]
     if method == b"GET":
         assert json.loads(body)["error"] == "internal_error"
     else:
         assert body == b""
-    assert "a bug before any view" in caplog.text
+    assert "a bug before any view" in caplog.text + repr(logged)
     assert b"bug" not in body
 
 

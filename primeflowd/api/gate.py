@@ -1,0 +1,41 @@
+"""What stands between a request and its handler, for all servers and all routes alike.
+
+    key -> rate limit -> scope -> org -> handler
+
+One gate serves the whole process: its memory of keys, of rates and of idempotency keys at work is
+that of the API. Blocks and fails as auth.py, rate_limit.py and the handler do.
+"""
+
+from collections.abc import Mapping
+
+from primeflowd.api.answer import Answer
+from primeflowd.api.auth import Authenticator, authorise, org_of
+from primeflowd.api.call import AnswerScope, Call, Route
+from primeflowd.api.incoming import Incoming
+from primeflowd.api.rate_limit import RateLimiter
+from primeflowd.api.services import Services
+from primeflowd.model import OPERATOR_ORG
+
+
+class Gate:
+    """The way to the handlers."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._authenticator = Authenticator(services.storage)
+        self._limiter = RateLimiter(services.config.api, services.clock)
+        self._running: set[AnswerScope] = set()
+
+    async def answer(self, route: Route, request: Incoming, names: Mapping[str, str]) -> Answer:
+        """The handler's answer. `names`: the parts of the path that the route names."""
+        key = await self._authenticator.authenticate(request.headers)
+        request.answer_headers = self._limiter.take(key.id)
+        authorise(key, route.scope)
+        org_id = (
+            OPERATOR_ORG
+            if route.org == "none"
+            else org_of(key, request.headers, must_be_named=route.org == "header")
+        )
+        return await route.handler(
+            Call(request, names, self._services, self._authenticator, self._running, key, org_id)
+        )
