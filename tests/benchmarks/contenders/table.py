@@ -1,0 +1,30 @@
+"""Who takes part. To add a row, add a definition; a missing part is reported in its row."""
+
+from tests.benchmarks.contenders.bullmq import BullMQ
+from tests.benchmarks.contenders.celery_redis import Celery
+from tests.benchmarks.contenders.contender import Definition
+from tests.benchmarks.contenders.direct import ReceiverAlone
+from tests.benchmarks.contenders.primeflowd import Primeflowd
+from tests.benchmarks.machine import apart, together
+
+
+def contenders() -> tuple[Definition, ...]:
+    """All rows, in the order of the table.
+
+    The first row of primeflowd of each size is what others of that size are compared with.
+    """
+    one, both = apart(), together()
+    return (
+        ReceiverAlone(one),
+        Primeflowd("primeflowd, single POST", 1, one),
+        Primeflowd("primeflowd, bulk of 100", 100, one),
+        Primeflowd("primeflowd, bulk of 100, all on both cores", 100, both),
+        Primeflowd("primeflowd, bulk of 100, two SQLite nodes on both cores", 100, both, nodes=2),
+        *(
+            Primeflowd(f"primeflowd, bulk of 100, PostgreSQL, {text}", 100, one, n, "postgresql")
+            for n, text in ((1, "1 node"), (2, "2 nodes"), (3, "3 nodes"))
+        ),
+        Celery("Celery + Redis + requests", one),
+        BullMQ("BullMQ + Redis + undici, add", 1, one),
+        BullMQ("BullMQ + Redis + undici, addBulk(100)", 100, one),
+    )
