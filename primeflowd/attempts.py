@@ -17,6 +17,7 @@ def of_outcome(
     """The attempt that met `outcome` and left its delivery as `after`."""
     return Attempt(
         id=attempt_id,
+        org_id=after.org_id,
         delivery_id=after.id,
         attempt_number=after.attempt_count,
         status_code=outcome.status_code,
@@ -35,17 +36,23 @@ def of_outcome(
 
 
 def of_interruption(
-    attempt_id: str, after: Delivery, started_at: Micros, ended_at: Micros, secret_id: str | None
+    attempt_id: str,
+    after: Delivery,
+    cause: str,
+    started_at: Micros,
+    ended_at: Micros,
+    secret_id: str | None,
 ) -> Attempt:
-    """The attempt that a drain cut short."""
+    """The attempt that was cut short for a cause of our own, as `primeflowd was shut down`."""
     return Attempt(
         id=attempt_id,
+        org_id=after.org_id,
         delivery_id=after.id,
         attempt_number=after.attempt_count,
         status_code=None,
         response_body=None,
         response_time=(ended_at - started_at) // MILLISECOND,
-        error_message="interrupted: primeflowd was shut down during this attempt",
+        error_message=f"interrupted: {cause} during this attempt",
         failure_reason="interrupted",
         signing_secret_id=secret_id,
         created_at=started_at,

@@ -66,19 +66,37 @@ def parse(url: str) -> Target:
         raise ValueError("the URL has a fragment")
     end = _AUTHORITY_END.search(rest)
     split = end.start() if end else len(rest)
-    authority, request_target = rest[:split], rest[split:]
-    if "@" in authority:
-        raise ValueError("the URL has a user name or password")
-    host, port = _split_authority(authority, scheme)
-    bracketed = f"[{host}]" if ":" in host else host
+    origin, request_target = _origin(scheme, rest[:split]), rest[split:]
     if not request_target.startswith("/"):
         request_target = f"/{request_target}"
     return Target(
         scheme=scheme,
+        host=origin.host,
+        port=origin.port,
+        host_header=origin.host_header,
+        request_target=(request_target if url.isascii() else quote(request_target, safe=_VERBATIM)),
+        destination=origin.destination,
+    )
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+    host_header: str
+    destination: str
+
+
+# Apart from the whole: a busy receiver has one origin, and often an URL for each batch.
+@lru_cache(maxsize=2048)
+def _origin(scheme: str, authority: str) -> _Origin:
+    if "@" in authority:
+        raise ValueError("the URL has a user name or password")
+    host, port = _split_authority(authority, scheme)
+    bracketed = f"[{host}]" if ":" in host else host
+    return _Origin(
         host=host,
         port=port,
         host_header=bracketed if port == _DEFAULT_PORTS[scheme] else f"{bracketed}:{port}",
-        request_target=quote(request_target, safe=_VERBATIM),
         # "example.com." is the same destination as "example.com", and shares its limits.
         destination=f"{scheme}://{bracketed.removesuffix('.')}:{port}",
     )

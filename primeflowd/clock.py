@@ -1,4 +1,5 @@
-"""The two clocks: the system's, and one that follows Trio's so that tests need not sleep."""
+"""The clocks: the machine's, the storage's, and one that follows Trio's so that tests need not
+sleep."""
 
 import time
 from typing import Protocol
@@ -21,6 +22,30 @@ class SystemClock:
 
     def now(self) -> Micros:
         return time.time_ns() // 1000
+
+
+class SharedClock:
+    """The storage's time of day, which all its nodes go by: another clock, set right by it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead: Micros = 0
+
+    def now(self) -> Micros:
+        return self._clock.now() + self._ahead
+
+    def correct(self, theirs: Micros, before: Micros, after: Micros) -> None:
+        """Storage said `theirs` at some moment between `before` and `after` on this clock.
+
+        Within those it may be right, and is left alone: it must not jitter with the network.
+        """
+        if not before <= theirs <= after:
+            self._ahead += theirs - (before + after) // 2
+
+
+def uptime() -> float:
+    """Seconds since the machine started, those in which it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class TrioClock:

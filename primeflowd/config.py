@@ -31,6 +31,17 @@ class Api(_Section, frozen=True):
     bind: Annotated[
         str, Meta(description="address and port to listen on, as host:port or [v6]:port")
     ] = "127.0.0.1:8081"
+    server: Annotated[
+        Literal["hypercorn", "lean"],
+        Meta(
+            description="hypercorn, or lean: our own, at a tenth of the cost of a request by which "
+            "batches come in"
+        ),
+    ] = "hypercorn"
+    reuse_port: Annotated[
+        bool,
+        Meta(description="share the port with other processes of this host (SO_REUSEPORT)"),
+    ] = False
     max_body: Annotated[int, Meta(ge=1024, description="largest request body, in bytes")] = (
         1_048_576
     )
@@ -60,6 +71,13 @@ class StorageSettings(_Section, frozen=True):
             "empty means primeflowd.db in the state directory"
         ),
     ] = ""
+    lease_ttl: Annotated[
+        Duration,
+        Meta(
+            description="a node that cannot reach the storage for this long is given up, and "
+            "others take over what it held"
+        ),
+    ] = Duration("15s")
     max_backlog: Annotated[
         int, Meta(ge=1, description="writes that may wait for a commit before requests get a 503")
     ] = 10_000

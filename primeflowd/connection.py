@@ -9,7 +9,8 @@ the connection must be closed: `reusable` says so.
 """
 
 import ssl
-from socket import socket
+from contextlib import suppress
+from socket import SHUT_RDWR, socket
 
 import trio
 
@@ -49,11 +50,21 @@ class Connection:
 
     Attributes:
         address: `ip:port` of the other side.
+        ended_by: who ended an exchange before its time, see `end`; None as long as nobody did.
         response: what was read of the latest response.
         idle_since: by Trio's clock; kept by whoever keeps idle connections.
     """
 
-    __slots__ = ("_fd", "_socket", "_tls", "_whole", "address", "idle_since", "response")
+    __slots__ = (
+        "_fd",
+        "_socket",
+        "_tls",
+        "_whole",
+        "address",
+        "ended_by",
+        "idle_since",
+        "response",
+    )
 
     def __init__(
         self, sock: socket | ssl.SSLSocket, address: str, response: ResponseReader
@@ -66,11 +77,12 @@ class Connection:
         self.address = address
         self.response = response
         self.idle_since = 0.0
+        self.ended_by: str | None = None
 
     @property
     def reusable(self) -> bool:
         """The last exchange is over and left the connection fit for another."""
-        return self._whole and self.response.keep_alive
+        return self._whole and self.response.keep_alive and self.ended_by is None
 
     def is_stale(self) -> bool:
         """While idle: the other side has closed, or said something that nobody asked for.
@@ -102,6 +114,14 @@ class Connection:
             failure = await self._receive_while_sending(memoryview(request)[sent:])
         if failure is not None:
             raise failure
+
+    def end(self, by: str) -> None:
+        """End an exchange under way from another task: whoever waits for the socket finds it
+        closed by the other side. A cancel scope for each exchange would cost seven times this."""
+        self.ended_by = by
+        # Of the plain socket: an SSLSocket would forget its TLS state under the reading task.
+        with suppress(OSError):
+            socket.shutdown(self._socket, SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket, without TLS goodbyes: all that was wanted has been read."""

@@ -23,24 +23,26 @@ import structlog
 import trio
 
 from primeflowd.announcer import Announcer
-from primeflowd.api.app import create_app
-from primeflowd.api.server import serve
+from primeflowd.api import front_door, server
+from primeflowd.api.app import App, create_app
 from primeflowd.api.services import Services
-from primeflowd.clock import SystemClock
+from primeflowd.clock import Clock, SharedClock, SystemClock
 from primeflowd.config import Config, parse_bind
 from primeflowd.destinations import Destinations
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import Storage
+from primeflowd.hookspecs import Storage, Tx
 from primeflowd.housekeeping import Housekeeping
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring, load_or_create
 from primeflowd.keyring import check as check_master_key
+from primeflowd.lease import Lease
 from primeflowd.model import new_id
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
 from primeflowd.scheduler import Scheduler
 from primeflowd.sender import Senders
 from primeflowd.signing import Signatures
+from primeflowd.sql.copying import check_complete
 from primeflowd.transport import Transport
 
 log = structlog.get_logger()
@@ -54,15 +56,21 @@ class Daemon:
     """The parts of one running node, wired together. Made once storage is open."""
 
     def __init__(
-        self, config: Config, node_id: str, storage: Storage, keyring: Keyring, plugins: Plugins
+        self,
+        config: Config,
+        storage: Storage,
+        lease: Lease,
+        clock: Clock,
+        keyring: Keyring,
+        plugins: Plugins,
     ) -> None:
         self.config = config
-        self.node_id = node_id
         self.storage = storage
-        self.clock = clock = SystemClock()
+        self.lease = lease
+        self.clock = clock
         settings = config.delivery
         self.destinations = Destinations(settings)
-        self.scheduler = Scheduler(storage, self.destinations, clock, settings, node_id)
+        self.scheduler = Scheduler(storage, self.destinations, clock, settings, lease)
         self.intake = Intake(storage, self.scheduler, clock, config)
         self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
         self.transport = Transport(settings, clock)
@@ -77,10 +85,13 @@ class Daemon:
             on_recorded=self.announcer.tell,
             clock=clock,
             settings=settings,
-            node_id=node_id,
+            lease=lease,
         )
-        self.recoveries = Recoveries(storage, self.intake, settings)
-        self.housekeeping = Housekeeping(storage, self.signatures, clock)
+        self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
+        self.housekeeping = Housekeeping(storage, self.signatures, clock, self._is_eldest)
+        lease.on_lapsed = self.transport.cut_short
+        lease.on_lost = self._lost
+        lease.on_freed = self.scheduler.rouse
         self.services = Services(
             storage=storage,
             intake=self.intake,
@@ -104,13 +115,23 @@ class Daemon:
             return "starting"
         if not self.storage.statistics().healthy:
             return "storage is unavailable"
+        if not self.lease.holds():
+            return "out of touch with the storage for too long"
         return None
+
+    def _lost(self) -> None:
+        self.transport.cut_short()
+        self.scheduler.renounce()
+
+    def _is_eldest(self) -> bool:
+        return self.lease.holds() and self.lease.is_eldest
 
     def statistics(self) -> dict[str, Any]:
         """What /v1/stats shows of this node."""
         storage = self.storage.statistics()
         return {
-            "node_id": self.node_id,
+            "node_id": self.lease.node_id,
+            "is_eldest": self._is_eldest(),
             "held": len(self.scheduler),
             "waiting": self.scheduler.waiting(),
             "due": len(self.destinations),
@@ -128,11 +149,12 @@ class Daemon:
         Raises:
             OperatorError: the address cannot be listened on.
         """
-        api_closing = trio.Event()
+        api_closing, api_closed = trio.Event(), trio.Event()
         app = create_app(self.services)
         async with trio.open_nursery() as nursery, _signals(nursery) as (asked, hurried):
             with_scope = partial(_start_scoped, nursery)
-            bound = await nursery.start(serve, app, parse_bind(self.config.api.bind), api_closing)
+            bound = await nursery.start(self._serve, app, api_closing, api_closed)
+            holding = [with_scope(self.transport.run), with_scope(self.lease.run)]
             scheduling = with_scope(self.scheduler.run)
             chores = [with_scope(self.recoveries.run), with_scope(self.housekeeping.run)]
             nursery.start_soon(self.announcer.run)
@@ -140,10 +162,14 @@ class Daemon:
             sending = with_scope(partial(_then_set, self.senders.run, sent))
             self._running = True
             _quieten_collector()
-            log.info("daemon_ready", url=bound[0], node_id=self.node_id)
+            log.info("daemon_ready", url=bound[0], node_id=self.lease.node_id)
 
             await asked.wait()
             log.info("drain_started", sending=self.senders.busy)
+            if self.config.api.reuse_port:
+                # The other processes on the port take what comes; here it would meet a 503.
+                api_closing.set()
+                await _first(api_closed.wait, hurried.wait)
             self.intake.close()
             for scope in chores:
                 scope.cancel()
@@ -151,24 +177,63 @@ class Daemon:
             scheduling.cancel()
             self.destinations.close()
             with trio.move_on_after(self.config.drain.deadline.seconds):
+                await self._release_waiting()
                 await _first(sent.wait, hurried.wait)
             cut = self.senders.busy
             sending.cancel()
             await sent.wait()
             self.announcer.close()
+            for scope in holding:
+                scope.cancel()
             with trio.move_on_after(_CLOSING):
                 await self._release()
             api_closing.set()
             log.info("drain_finished", cut_short=cut)
             nursery.cancel_scope.deadline = trio.current_time() + _CLOSING
 
+    async def _serve(
+        self,
+        app: App,
+        closing: trio.Event,
+        closed: trio.Event,
+        *,
+        task_status: trio.TaskStatus[list[str]],
+    ) -> None:
+        api = self.config.api
+        serve = front_door.serve if api.server == "lean" else server.serve
+        await serve(
+            app,
+            parse_bind(api.bind),
+            closing,
+            reuse_port=api.reuse_port,
+            task_status=task_status,
+        )
+        closed.set()
+
+    async def _release_waiting(self) -> None:
+        """Give back what no sender has: other nodes need not wait for the attempts under way."""
+        node_id, ids = self.lease.node_id, self.scheduler.let_go()
+
+        def give_back(tx: Tx) -> None:
+            tx.release(node_id, ids)
+            for other in tx.nodes():
+                # To look at one of them is to ask for all: sooner than at its regular time, on a
+                # storage that cannot wake it.
+                if ids and other != node_id:
+                    tx.put_order(other, next(iter(ids)))
+
+        try:
+            await self.storage.write(give_back)
+        except StorageUnavailable as error:
+            log.warning("claims_not_released", error=str(error))
+
     async def _release(self) -> None:
         """Give every claim back, so that another node or the next start takes over at once."""
         try:
             await self.signatures.flush_last_used()
-            await self.storage.write(lambda tx: tx.release(self.node_id, None))
+            await self.lease.end()
         except StorageUnavailable as error:
-            # The next start frees them just as well.
+            # The lease expires, and they are freed then.
             log.warning("claims_not_released", error=str(error))
 
 
@@ -181,16 +246,22 @@ async def run(config: Config, plugins: Plugins) -> None:
     node_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-8:]}"
     async with plugins.open_storage(config, node_id) as storage:
         keyring, created = load_or_create(config)
+
+        def may_begin(tx: Tx) -> None:
+            check_complete(tx)
+            check_master_key(keyring, tx)
+
+        clock = SharedClock(SystemClock())
+        lease = Lease(storage, clock, node_id, config.storage.lease_ttl.micros)
         # Before anything else touches storage: a wrong key must change nothing.
-        await storage.write(partial(check_master_key, keyring))
+        freed = await lease.begin(may_begin)
         if created is not None:
             log.info(
                 "master_key_created", path=str(created), hint="back it up, apart from the database"
             )
-        freed = await storage.write(lambda tx: tx.release_lost(node_id))
         if freed:
             log.info("claims_recovered", deliveries=freed)
-        daemon = Daemon(config, node_id, storage, keyring, plugins)
+        daemon = Daemon(config, storage, lease, clock, keyring, plugins)
         try:
             await daemon.run()
         finally:

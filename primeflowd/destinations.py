@@ -201,6 +201,15 @@ class Destinations:
         self._queued -= 1
         return True
 
+    def clear(self) -> list[Held]:
+        """Take out everything that is queued."""
+        cleared: list[Held] = []
+        for destination in self._destinations.values():
+            cleared += destination.queue
+            destination.queue.clear()
+        self._queued = 0
+        return cleared
+
     def ill(self) -> Collection[str]:
         """The destinations that are suspended or being probed. Any thread may look one up."""
         return self._ill.keys()

@@ -32,7 +32,7 @@ class MasterKeyError(OperatorError):
 
 
 class StorageInUse(OperatorError):
-    """Another process holds this storage; stop it, or give this one a storage of its own."""
+    """Daemons use this storage, and what was asked for takes that none does; stop them."""
 
 
 class SchemaTooNew(OperatorError):

@@ -1,4 +1,4 @@
-"""The five hooks, and the contracts of what they register: Storage, Tx and Signer.
+"""The six hooks, and the contracts of what they register: Storage, Tx and Signer.
 
 A leaf: it imports values and settings, never an implementation. Built-ins and third-party plugins
 implement these alike; plugins.py calls them.
@@ -84,8 +84,20 @@ class DeliveryFilter(msgspec.Struct, frozen=True):
     ids: tuple[str, ...] | None = None
 
 
+class Renewal(msgspec.Struct, frozen=True):
+    """What a node learns when it renews its lease: the storage's clock, and whether it is the
+    eldest of the living nodes, which does the chores that one node shall do for all."""
+
+    now: Micros
+    is_eldest: bool
+
+
 class Tx(Protocol):
     """The statements of one transaction. Synchronous; runs in a thread of the storage's choice.
+
+    Operations look first and write last. Where several nodes write at once, what a writing
+    transaction reads of one batch, delivery, secret or recovery stays as it read it until it ends
+    (row locks), or a constraint refuses the later of two.
 
     Reads see the writes made before in the same transaction. Every method may raise
     StorageUnavailable. Inserts may be deferred to the end of the transaction, so that a
@@ -105,12 +117,14 @@ class Tx(Protocol):
         ...
 
     def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]: ...
-    def items(self, batch_id: str, after_index: int | None, limit: int | None) -> list[Item]:
+    def items(
+        self, org_id: str, batch_id: str, after_index: int | None, limit: int | None
+    ) -> list[Item]:
         """Items in the order of `sequence_index`, from the one after `after_index`."""
         ...
 
     def find_items(
-        self, batch_id: str, indexes: Collection[int], client_refs: Collection[str]
+        self, org_id: str, batch_id: str, indexes: Collection[int], client_refs: Collection[str]
     ) -> list[Item]:
         """The items that have one of these indexes or client references; in no order."""
         ...
@@ -128,7 +142,7 @@ class Tx(Protocol):
         """`org_id` None asks for any org's: for the daemon itself."""
         ...
 
-    def in_flight(self, batch_id: str) -> Delivery | None: ...
+    def in_flight(self, org_id: str, batch_id: str) -> Delivery | None: ...
     def deliveries(self, org_id: str, where: DeliveryFilter, page: Page) -> list[Delivery]: ...
     def count_deliveries(self, org_id: str, where: DeliveryFilter) -> int: ...
     def update_delivery(self, delivery: Delivery) -> None:
@@ -139,9 +153,11 @@ class Tx(Protocol):
         """Attempts by delivery, each list ascending; a delivery without any is absent."""
         ...
 
-    def payloads(self, batch_ids: Collection[str], within: int | None = None) -> dict[str, bytes]:
-        """The frozen bytes by batch: of the first batches whose payloads make at most `within`
-        bytes in all, without reading the others."""
+    def payloads(
+        self, deliveries: Collection[Delivery], within: int | None = None
+    ) -> dict[str, bytes]:
+        """The frozen bytes by delivery: of the first deliveries whose payloads make at most
+        `within` bytes in all, without reading the others."""
         ...
 
     # The queue
@@ -160,8 +176,8 @@ class Tx(Protocol):
         """Give up the node's claims on these deliveries (None: on all); how many there were."""
         ...
 
-    def release_lost(self, node_id: str) -> int:
-        """Free the claims of nodes that are gone, all but `node_id` itself; how many."""
+    def claimed(self, node_id: str) -> set[str]:
+        """The ids of all deliveries that the node has claimed, ended ones too."""
         ...
 
     def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> Fate:
@@ -174,6 +190,41 @@ class Tx(Protocol):
             that end, the attempt is on record all the same, the claim is released. `lost`:
             `node_id` no longer holds the claim; nothing was written.
         """
+        ...
+
+    # Nodes: what each may do, and what they tell each other
+    def now(self) -> Micros:
+        """The storage's clock, by which leases end: the same for every node."""
+        ...
+
+    def begin_lease(self, node_id: str, ttl: Micros) -> None:
+        """Give a node that has none a lease of `ttl` from now on."""
+        ...
+
+    def renew_lease(self, node_id: str, ttl: Micros) -> Renewal | None:
+        """Let a lease last for `ttl` from now on; None: it has been ended, as it had expired."""
+        ...
+
+    def end_lease(self, node_id: str) -> int:
+        """Give up a lease, if it is there, with the node's claims and orders; how many claims."""
+        ...
+
+    def release_lost(self) -> int:
+        """End the leases that have expired, and free every claim of a node that has none; how
+        many claims. Of several nodes that do it at once, one finds them."""
+        ...
+
+    def nodes(self) -> list[str]:
+        """The nodes whose leases have not expired, the eldest first."""
+        ...
+
+    def put_order(self, node_id: str, delivery_id: str) -> None:
+        """Have a node look again at a delivery that it has claimed: it was ended, or hastened."""
+        ...
+
+    def has_orders(self, node_id: str) -> bool: ...
+    def take_orders(self, node_id: str) -> list[Delivery]:
+        """The deliveries that orders to this node name, as they are now; the orders are gone."""
         ...
 
     # Retry policies
@@ -202,8 +253,11 @@ class Tx(Protocol):
 
     # Idempotency
     def answer(self, org_id: str, method: str, path: str, key: str) -> StoredAnswer | None: ...
-    def put_answer(self, answer: StoredAnswer) -> None:
-        """Insert, or replace an answer of the same scope (one that has expired)."""
+    def put_answer(self, answer: StoredAnswer, replaces: StoredAnswer | None = None) -> None:
+        """Insert, or replace the one that `answer` read before.
+
+        UniqueViolation: another was put under this scope meanwhile.
+        """
         ...
 
     def sealed_answers(self) -> list[StoredAnswer]: ...
@@ -227,14 +281,16 @@ class Tx(Protocol):
 class StorageStatistics(msgspec.Struct, frozen=True):
     """What a storage tells of itself, for /v1/stats and metrics.
 
-    `backlog` is how many writes wait for the next commit; `commits` and `operations` count since
-    the start; `healthy` is False from a failed commit until the next one that succeeds.
+    `backlog` is how many writes wait for the next commit; `commits`, `operations` and `failures`
+    (commits that failed, and may have happened all the same) count since the start; `healthy` is
+    False from a failed commit until the next one that succeeds.
     """
 
     healthy: bool
     backlog: int
     commits: int
     operations: int
+    failures: int
 
 
 @runtime_checkable
@@ -267,6 +323,15 @@ class Storage(Protocol):
 
         Raises:
             StorageUnavailable: the storage is out of reach.
+        """
+        ...
+
+    async def wait_for_others(self) -> None:
+        """Wait until another node may have left something for this one: claims that were given
+        up, deliveries that it had no room for, orders.
+
+        A hint, to be quicker than by asking now and then: it may return for nothing, and where
+        nodes cannot tell each other it never returns.
         """
         ...
 
@@ -370,4 +435,22 @@ def attempts_recorded(records: Sequence[RecordedAttempt]) -> None:
     so it may block. It delays nobody else, but attempts that it cannot keep up with are not told
     of (the newest first), nor are those that it has not taken in the last seconds of a drain or
     when the process dies: it is for observing, not for what must not be missed.
+    """
+
+
+class SchemaState(msgspec.Struct, frozen=True):
+    """The revision of a storage's schema as it was found, None where there was none yet, and the
+    one that this plugin needs."""
+
+    found: str | None
+    needed: str
+
+
+@hookspec(firstresult=True)
+def migrate_storage(config: Config, check: bool) -> SchemaState | None:
+    """Bring the schema of the storage that `config.storage.url` names up to date; with `check`,
+    change nothing and make nothing. None if it is not yours, or has no schema.
+
+    Several may do it at once, and open_storage does the same by itself.
+    Raises OperatorError for what the operator must mend, SchemaTooNew among that.
     """

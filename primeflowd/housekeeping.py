@@ -4,6 +4,8 @@ Each chore is one short transaction at a time, so that none holds up a callback.
 out of reach the chores fail quietly, but for the probe, whose success makes the node ready again.
 """
 
+from collections.abc import Callable
+
 import structlog
 import trio
 
@@ -27,7 +29,15 @@ _PURGE_AT_ONCE = 500
 class Housekeeping:
     """The service that does the chores."""
 
-    def __init__(self, storage: Storage, signatures: Signatures, clock: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        signatures: Signatures,
+        clock: Clock,
+        is_eldest: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`is_eldest`: of several nodes only one purges for all."""
+        self._is_eldest = is_eldest
         self._storage = storage
         self._signatures = signatures
         self._clock = clock
@@ -66,6 +76,8 @@ class Housekeeping:
     async def _purge(self) -> None:
         while True:
             await trio.sleep(_PURGE_EVERY)
+            if not self._is_eldest():
+                continue
             forgotten = _PURGE_AT_ONCE
             try:
                 while forgotten == _PURGE_AT_ONCE:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from primeflowd.clock import Clock
 from primeflowd.config import Config
-from primeflowd.errors import Draining, Overloaded
+from primeflowd.errors import Draining, Overloaded, StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.model import Delivery
 from primeflowd.unit import Unit
@@ -22,7 +22,16 @@ T = TypeVar("T")
 
 
 class Schedule(Protocol):
-    """What intake needs of the scheduler. Plain calls in the Trio thread, but for `node_for`."""
+    """What intake needs of the scheduler. Calls in the Trio thread, but for node_id, node_for."""
+
+    @property
+    def node_id(self) -> str:
+        """Which node claims are made for. Any thread."""
+        ...
+
+    def in_touch(self) -> bool:
+        """Whether this node may act: it is not cut off from storage."""
+        ...
 
     def node_for(self, destination: str) -> str | None:
         """This node's id if it has room for another delivery to `destination`. Any thread."""
@@ -59,10 +68,13 @@ class Intake:
 
         Raises:
             Draining, Overloaded: not tried.
-            StorageUnavailable: tried, and nothing of it is stored.
+            StorageUnavailable: nothing of it is stored.
         """
         if self._closed:
             raise Draining("this node is shutting down", retry_after=1)
+        if not self._schedule.in_touch():
+            # It would wait for as long as storage hangs; the client had better ask another node.
+            raise StorageUnavailable("this node is cut off from its storage")
         if self._storage.statistics().backlog >= self._max_backlog:
             raise Overloaded("too many writes are waiting to be stored", retry_after=1)
 
@@ -73,17 +85,25 @@ class Intake:
                 default_policy=self._default_policy,
                 node_for=self._schedule.node_for,
             )
-            return operation(unit), unit
+            result = operation(unit)
+            self._tell_holders(unit)
+            return result, unit
 
         result, _ = await self._storage.write(function, self._committed)
         return result
+
+    def _tell_holders(self, unit: Unit) -> None:
+        """Orders about deliveries that other nodes hold reach them by storage."""
+        for delivery in (*unit.dropped, *unit.hastened):
+            if delivery.claimed_by not in (None, self._schedule.node_id):
+                unit.tx.put_order(delivery.claimed_by, delivery.id)
 
     def _committed(self, done: tuple[object, Unit]) -> None:
         _, unit = done
         for delivery, body in unit.made:
             if delivery.claimed_by is not None:
                 self._schedule.admit(delivery, body)
-        for delivery_id in unit.dropped:
-            self._schedule.drop(delivery_id)
+        for delivery in unit.dropped:
+            self._schedule.drop(delivery.id)
         for delivery in unit.hastened:
             self._schedule.hasten(delivery)

@@ -72,6 +72,7 @@ def report_items(unit: Unit, org_id: str, batch_id: str, reports: Sequence[ItemR
 def _apply_reports(unit: Unit, batch: Batch, reports: Sequence[ItemReport]) -> list[Item]:
     """The items that the reports change, as they become. None of them had ended before."""
     known = unit.tx.find_items(
+        batch.org_id,
         batch.id,
         {r.sequence_index for r in reports if r.sequence_index is not None},
         {r.client_ref for r in reports if r.client_ref is not None},
@@ -94,6 +95,7 @@ def _apply_reports(unit: Unit, batch: Batch, reports: Sequence[ItemReport]) -> l
                 )
             continue
         after = Item(
+            org_id=batch.org_id,
             batch_id=batch.id,
             sequence_index=index,
             client_ref=client_ref,

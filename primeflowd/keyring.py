@@ -157,7 +157,7 @@ def rotate(tx: Tx, old: Keyring, new: Keyring) -> int:
     for answer in tx.sealed_answers():
         bound_to = bound_to_answer(answer.org_id, answer.method, answer.path, answer.key)
         body = new.seal(old.open(answer.body, bound_to), bound_to)
-        tx.put_answer(msgspec.structs.replace(answer, body=body))
+        tx.put_answer(msgspec.structs.replace(answer, body=body), replaces=answer)
         count += 1
     _put_check(new, tx)
     return count

@@ -146,6 +146,7 @@ def _insert_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
 
 def _new_item(batch: Batch, index: int, new: NewItem) -> Item:
     return Item(
+        org_id=batch.org_id,
         batch_id=batch.id,
         sequence_index=index,
         client_ref=new.client_ref,
@@ -169,7 +170,7 @@ def end_batch(
         output = batch.output
     if output is None and settled(batch):
         output = payload.items_output(
-            unit.tx.items(batch.id, None, None),
+            unit.tx.items(batch.org_id, batch.id, None, None),
             batch.items_succeeded,
             batch.items_failed,
             batch.items_cancelled,

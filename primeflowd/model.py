@@ -93,6 +93,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of a batch. `sequence_index` counts from 0 and is unique in its batch;
     so is `client_ref` where one was given. `input`, `output` and `error` are canonical JSON."""
 
+    org_id: str
     batch_id: str
     sequence_index: int
     client_ref: str | None
@@ -168,6 +169,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
+    org_id: str
     delivery_id: str
     attempt_number: int
     status_code: int | None

@@ -20,7 +20,7 @@ import structlog
 
 from primeflowd.config import Config
 from primeflowd.errors import ConfigError, PluginError
-from primeflowd.hookspecs import RecordedAttempt, Signer, SigningRequest, Storage
+from primeflowd.hookspecs import RecordedAttempt, SchemaState, Signer, SigningRequest, Storage
 from primeflowd.model import Delivery, Outcome, Verdict
 from primeflowd.plugin_loading import (
     BUILTINS,
@@ -101,6 +101,26 @@ class Plugins:
             f"storage.url: no plugin {what}; use sqlite:///PATH or memory://, or install the "
             f"plugin for it and name it in plugins.enable ({names_installed()})"
         )
+
+    def migrate_storage(self, config: Config, check: bool) -> SchemaState | None:
+        """Bring the schema of the storage that `config.storage.url` names up to date, or only
+        look, with `check`; None if it has none. Blocks.
+
+        Raises:
+            OperatorError: it cannot be done.
+            PluginError: the plugin that takes that URL is broken.
+        """
+        for hook in self._registry.implementations("migrate_storage", "config", "check"):
+            state = at_start(hook, "migrate_storage", partial(hook.call, config, check))
+            if state is None:
+                continue
+            if not isinstance(state, SchemaState):
+                raise PluginError(
+                    f"{hook.label}: migrate_storage returned a {type(state).__name__}, not a "
+                    "SchemaState; report this to its authors"
+                )
+            return state
+        return None
 
     def signers(self, config: Config) -> tuple[Signer, ...]:
         """The signers that `config.signing.signers` names, in that order.

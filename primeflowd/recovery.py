@@ -9,6 +9,8 @@ Blocks on storage and on the pace (`delivery.recovery_rate`). While storage is o
 waits and tries again.
 """
 
+from collections.abc import Callable
+
 import msgspec
 import structlog
 import trio
@@ -66,8 +68,16 @@ def start_recovery(
 class Recoveries:
     """The service that works on running jobs."""
 
-    def __init__(self, storage: Storage, intake: Intake, settings: DeliverySettings) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        intake: Intake,
+        settings: DeliverySettings,
+        is_eldest: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`is_eldest`: of several nodes only one works, or they would not keep the pace."""
         self._storage = storage
+        self._is_eldest = is_eldest
         self._intake = intake
         self._rate = settings.recovery_rate
         self._page = max(1, min(_MAX_PAGE, int(settings.recovery_rate)))
@@ -82,7 +92,7 @@ class Recoveries:
         while True:
             self._wake = trio.Event()
             try:
-                jobs = await self._storage.read(lambda tx: tx.running_recoveries())
+                jobs = await self._running()
                 for job in jobs:
                     await self._advance(job)
             except (StorageUnavailable, Overloaded) as error:
@@ -91,6 +101,11 @@ class Recoveries:
             if not jobs:
                 with trio.move_on_after(_LOOK_EVERY):
                     await self._wake.wait()
+
+    async def _running(self) -> list[Recovery]:
+        if not self._is_eldest():
+            return []
+        return await self._storage.read(lambda tx: tx.running_recoveries())
 
     async def _advance(self, found: Recovery) -> None:
         """Do one page of a job, and wait for as long as its redeliveries may take."""

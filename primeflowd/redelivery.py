@@ -32,7 +32,7 @@ def redeliver(unit: Unit, org_id: str, batch_id: str) -> Delivery:
         )
     if batch.callback_url is None or batch.payload is None:
         raise StateRefused("missing_callback_url", f"batch {batch.id} has no callback_url")
-    if other := unit.tx.in_flight(batch.id):
+    if other := unit.tx.in_flight(org_id, batch.id):
         due = rfc3339(cast("Micros", other.due_at))
         raise StateRefused(
             "conflict",
@@ -63,7 +63,7 @@ def cancel_delivery(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
         completed_at=unit.now,
     )
     unit.tx.update_delivery(ended)
-    unit.dropped.append(ended.id)
+    unit.dropped.append(ended)
     return ended
 
 

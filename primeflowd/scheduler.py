@@ -17,6 +17,7 @@ order of the commits: so what is held never disagrees with who has the claim.
 
 import math
 from collections import Counter
+from typing import Protocol
 
 import structlog
 import trio
@@ -27,7 +28,7 @@ from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import SECOND, Micros
-from primeflowd.model import Delivery
+from primeflowd.model import TERMINAL_DELIVERY, Delivery
 from primeflowd.room import Room
 from primeflowd.timer_wheel import TimerWheel
 
@@ -38,8 +39,19 @@ _CLAIM_EVERY = 5.0
 _CLAIM_HUNGRY = 0.1
 _CLAIM_AFTER_FAILURE = 1.0
 _CLAIM_AT_ONCE = 2000
+_ORDERS_EVERY = 1.0
+# For how long after a failed commit it may still turn out to have happened.
+_DOUBT = 15.0
 # Payloads kept in memory between acceptance and the first attempt; beyond it they are read back.
 _BODY_BUDGET = 64 * 1024 * 1024
+
+
+class Tenure(Protocol):
+    """What the scheduler needs of the lease. Any thread."""
+
+    @property
+    def node_id(self) -> str: ...
+    def holds(self) -> bool: ...
 
 
 class Scheduler:
@@ -51,12 +63,12 @@ class Scheduler:
         destinations: Destinations,
         clock: Clock,
         settings: DeliverySettings,
-        node_id: str,
+        lease: Tenure,
     ) -> None:
         self._storage = storage
         self._destinations = destinations
         self._clock = clock
-        self._node_id = node_id
+        self._lease = lease
         self._horizon = settings.horizon.micros
         self._room = Room(settings, destinations)
         self._held: dict[str, Held] = {}
@@ -77,6 +89,21 @@ class Scheduler:
         self._turn_at = math.inf
         self._wake = trio.Event()
         self._closed = False
+        self._orders_at = -math.inf
+        # After a commit that failed storage may show claims of ours that we do not hold: it did
+        # happen, or is still to happen. Until when to look for those, and when next.
+        self._failures = storage.statistics().failures
+        self._doubtful_until = -math.inf
+        self._stray_at = math.inf
+
+    @property
+    def node_id(self) -> str:
+        """Under what name this node claims. Any thread."""
+        return self._lease.node_id
+
+    def in_touch(self) -> bool:
+        """Whether this node's lease holds."""
+        return self._lease.holds()
 
     def node_for(self, destination: str) -> str | None:
         """This node's id if there is room for another delivery to `destination`.
@@ -84,9 +111,9 @@ class Scheduler:
         Called in storage's thread. A few too many may be promised between a transaction and its
         commit; `admit` gives those back.
         """
-        room = not self._closed and self._room.fits(destination)
+        room = not self._closed and self._room.fits(destination) and self._lease.holds()
         if room and not self._all_behind and destination not in self._behind:
-            return self._node_id
+            return self._lease.node_id
         self._behind.add(destination)
         if room:  # else it is `_forget` that finds out when there is some
             self._hungry = True
@@ -94,8 +121,14 @@ class Scheduler:
 
     def admit(self, delivery: Delivery, body: bytes | None) -> None:
         """Hold a delivery that was just claimed for this node, if there is room."""
-        if delivery.id in self._held or delivery.id in self._surplus:
-            # In the second case its claim is about to be given back, and is claimed afresh.
+        if delivery.id in self._surplus or delivery.claimed_by != self._lease.node_id:
+            # Its claim is about to be given back, and it is claimed afresh. Or the lease under
+            # which it was claimed was lost meanwhile: then it is nobody's.
+            return
+        if held := self._held.get(delivery.id):
+            if held.delivery.claimed_by != delivery.claimed_by:
+                # A sender still has it from before the lease was lost, and will forget it.
+                self._return(delivery.id)
             return
         if self._closed or not self._room.fits(delivery.destination):
             self._behind.add(delivery.destination)
@@ -124,7 +157,7 @@ class Scheduler:
         """Start a waiting delivery now. One that another node holds is that node's business."""
         held = self._held.get(delivery.id)
         if held is None:
-            if delivery.claimed_by == self._node_id:
+            if delivery.claimed_by == self._lease.node_id:
                 self.admit(delivery, None)
             else:
                 self._want_more()
@@ -156,7 +189,9 @@ class Scheduler:
 
     def postpone(self, held: Held, until: Micros) -> None:
         """Hold a delivery that could not be attempted for reasons of our own."""
-        if held.dropped:
+        if held.delivery.claimed_by != self._lease.node_id:
+            self._forget(held)
+        elif held.dropped:
             self._give_back(held)
         else:
             self._wait(held, until)
@@ -168,6 +203,25 @@ class Scheduler:
             return
         for held in self._destinations.shed(destination, self._room.share_if_ill):
             self._give_back(held)
+
+    def let_go(self) -> set[str]:
+        """Forget all but what senders have; the ids of what is forgotten and still claimed."""
+        waiting = [*self._destinations.clear(), *map(self._held.__getitem__, self._wheel.clear())]
+        for held in waiting:
+            self._forget(held)
+        ids = {held.delivery.id for held in waiting} | self._surplus
+        self._surplus.clear()
+        return ids
+
+    def renounce(self) -> None:
+        """The lease was lost, and every claim with it. What senders have is found lost when its
+        attempt is recorded."""
+        self.let_go()
+        self._want_more()
+
+    def rouse(self) -> None:
+        """There may be unclaimed deliveries in storage: look soon."""
+        self._want_more()
 
     def close(self) -> None:
         """Hold nothing new. What is held stays claimed until its node releases everything."""
@@ -185,6 +239,18 @@ class Scheduler:
 
     async def run(self) -> None:
         """Turn the wheel and claim, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            await self._turn()
+
+    async def _listen(self) -> None:
+        """Ask storage at once when other nodes may have left something."""
+        while True:
+            await self._storage.wait_for_others()
+            self._orders_at = -math.inf
+            self._want_more()
+
+    async def _turn(self) -> None:
         while True:
             self._wake = trio.Event()
             # Whoever wants another turn during this one gets it.
@@ -195,20 +261,66 @@ class Scheduler:
             for delivery_id in self._wheel.advance(now):
                 self._start(self._held[delivery_id])
             try:
-                if self._surplus and trio.current_time() >= self._storage_from:
-                    await self._return_surplus()
-                if trio.current_time() >= self._claim_time():
-                    await self._claim()
+                if trio.current_time() >= self._storage_from:
+                    await self._ask_storage()
             except StorageUnavailable as error:
                 log.warning("claim_failed", error=str(error))
                 self._storage_from = trio.current_time() + _CLAIM_AFTER_FAILURE
                 self._hungry = True
             await self._sleep()
 
-    async def _sleep(self) -> None:
-        until = self._claim_time()
+    async def _ask_storage(self) -> None:
         if self._surplus:
-            until = min(until, self._storage_from)
+            await self._return_surplus()
+        if not self._lease.holds():
+            return
+        if self._storage.statistics().failures != self._failures:
+            self._failures = self._storage.statistics().failures
+            self._stray_at = trio.current_time()
+            self._doubtful_until = trio.current_time() + _DOUBT
+        if trio.current_time() >= self._stray_at:
+            await self._find_stray_claims()
+        if trio.current_time() >= self._orders_at + _ORDERS_EVERY:
+            await self._take_orders()
+        if trio.current_time() >= self._claim_time():
+            await self._claim()
+
+    async def _take_orders(self) -> None:
+        """Do what people asked another node for, about deliveries that this one holds."""
+        self._orders_at = trio.current_time()
+        node_id = self._lease.node_id
+        if await self._storage.read(lambda tx: tx.has_orders(node_id)):
+            await self._storage.write(lambda tx: tx.take_orders(node_id), self._obey)
+
+    def _obey(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.status in TERMINAL_DELIVERY:
+                self.drop(delivery.id)
+            else:
+                self.hasten(delivery)
+
+    async def _find_stray_claims(self) -> None:
+        """Give back what storage shows as ours and we do not hold."""
+
+        def compare(claimed: set[str]) -> None:
+            # With the commit: what was claimed by those before it is held by now.
+            for delivery_id in claimed - self._held.keys() - self._surplus:
+                self._return(delivery_id)
+
+        node_id = self._lease.node_id
+        await self._storage.write(lambda tx: tx.claimed(node_id), compare)
+        # Once more at the end: a database that was cut off may commit what it was sent after it
+        # has answered this.
+        now = trio.current_time()
+        self._stray_at = self._doubtful_until if now < self._doubtful_until else math.inf
+
+    async def _sleep(self) -> None:
+        until = min(self._claim_time(), self._stray_at, self._orders_at + _ORDERS_EVERY)
+        if self._surplus:
+            until = -math.inf
+        until = max(until, self._storage_from)
+        if not self._lease.holds():
+            until = max(until, trio.current_time() + _CLAIM_AFTER_FAILURE)
         for instant in (self._wheel.next_due(), self._destinations.next_reopening()):
             if instant is not None:
                 until = min(until, self._trio_time(instant))
@@ -238,17 +350,17 @@ class Scheduler:
             return
         # Not after the transaction: what is refused during it may be unseen by it.
         self._hungry = False
-        now, taken = self._clock.now(), self._room.taken()
+        node_id, now, taken = self._lease.node_id, self._clock.now(), self._room.taken()
         places_to_wait = self._places_to_wait()
         budget = max(0, _BODY_BUDGET - self._bodies) // 4
 
         def claim(tx: Tx) -> tuple[list[Delivery], dict[str, bytes]]:
-            due = tx.claim(self._node_id, now, room, share, taken)
+            due = tx.claim(node_id, now, room, share, taken)
             most = max(0, min(room - len(due), places_to_wait))
             then = dict(Counter(taken) + Counter(delivery.destination for delivery in due))
-            later = tx.claim(self._node_id, now + self._horizon, most, share, then)
+            later = tx.claim(node_id, now + self._horizon, most, share, then)
             # What is due will be wanted at once: together it costs a tenth of one by one.
-            return due + later, tx.payloads([delivery.batch_id for delivery in due], budget)
+            return due + later, tx.payloads(due, budget)
 
         claimed, _ = await self._storage.write(claim, self._claimed)
         self._all_behind = len(claimed) == room
@@ -266,17 +378,17 @@ class Scheduler:
     def _claimed(self, claimed: tuple[list[Delivery], dict[str, bytes]]) -> None:
         deliveries, bodies = claimed
         for delivery in deliveries:
-            self.admit(delivery, bodies.get(delivery.batch_id))
+            self.admit(delivery, bodies.get(delivery.id))
 
     async def _return_surplus(self) -> None:
-        ids = frozenset(self._surplus)
+        node_id, ids = self._lease.node_id, frozenset(self._surplus)
 
         def released(_: int) -> None:
             # With the commit: one that is claimed again right after it shall be admitted.
             self._surplus -= ids
             self._hungry = True
 
-        await self._storage.write(lambda tx: tx.release(self._node_id, ids), released)
+        await self._storage.write(lambda tx: tx.release(node_id, ids), released)
 
     def _place(self, held: Held) -> None:
         due = held.delivery.due_at

@@ -33,7 +33,7 @@ from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
 from primeflowd.retry import after_attempt, after_interruption
 from primeflowd.signing import Signatures, Signed, SigningFailed
-from primeflowd.transport import Request
+from primeflowd.transport import CutShort, Request
 
 log = structlog.get_logger()
 
@@ -49,7 +49,13 @@ _STORAGE_RETRY = 0.5
 class Wire(Protocol):
     """What the senders need of the transport."""
 
-    async def send(self, request: Request) -> Outcome: ...
+    async def send(self, request: Request, may_send: Callable[[], bool]) -> Outcome: ...
+
+
+class Tenure(Protocol):
+    """What the senders need of the lease."""
+
+    def covers(self, claimed_by: str | None) -> bool: ...
 
 
 class Desk(Protocol):
@@ -76,7 +82,7 @@ class Senders:
         on_recorded: Callable[[RecordedAttempt], None],
         clock: Clock,
         settings: DeliverySettings,
-        node_id: str,
+        lease: Tenure,
     ) -> None:
         self._storage = storage
         self._destinations = destinations
@@ -87,7 +93,7 @@ class Senders:
         self._on_recorded = on_recorded
         self._clock = clock
         self._settings = settings
-        self._node_id = node_id
+        self._lease = lease
         # The id of the attempt by that of its delivery.
         self._busy: dict[str, str] = {}
 
@@ -111,17 +117,19 @@ class Senders:
                 nursery.start_soon(self._work)
 
     async def _work(self) -> None:
-        while (held := await self._destinations.take()) is not None:
-            delivery_id, attempt_id = held.delivery.id, new_id()
-            self._busy[delivery_id] = attempt_id
-            try:
-                await self._attempt(held, attempt_id)
-            finally:
-                # Settled with its commit, it may be with another sender by now.
-                if self._busy.get(delivery_id) == attempt_id:
-                    del self._busy[delivery_id]
+        # Entered once and shielded now and then: a scope for each attempt costs some 7 us.
+        with trio.CancelScope() as scope:
+            while (held := await self._destinations.take()) is not None:
+                delivery_id, attempt_id = held.delivery.id, new_id()
+                self._busy[delivery_id] = attempt_id
+                try:
+                    await self._attempt(held, attempt_id, scope)
+                finally:
+                    # Settled with its commit, it may be with another sender by now.
+                    if self._busy.get(delivery_id) == attempt_id:
+                        del self._busy[delivery_id]
 
-    async def _attempt(self, held: Held, attempt_id: str) -> None:
+    async def _attempt(self, held: Held, attempt_id: str, scope: trio.CancelScope) -> None:
         delivery = held.delivery
         try:
             target = parse(delivery.callback_url)
@@ -129,41 +137,62 @@ class Senders:
             # The rules have become stricter since it was accepted: one bad row must not keep the
             # daemon from running.
             outcome = unsent("url_not_allowed", str(error), self._clock.now())
-            await self._conclude(held, attempt_id, outcome, None)
+            await self._conclude(held, attempt_id, outcome, None, scope)
             return
         try:
             body = await self._body(held)
             signed = await self._signatures.sign(delivery, attempt_id, body)
         except StorageUnavailable as error:
-            # Nothing was sent: this is no attempt, only a delay.
             log.warning("attempt_postponed", delivery_id=delivery.id, error=str(error))
-            now = self._clock.now()
-            self._destinations.done(held, None, now)
-            self._scheduler.postpone(held, now + SECOND)
+            self._postpone(held)
             return
         except SigningFailed as error:
             log.error("signer_failed", signer=error.name, delivery_id=delivery.id, error=str(error))
             outcome = unsent("internal_error", str(error), self._clock.now())
-            await self._conclude(held, attempt_id, outcome, None)
+            await self._conclude(held, attempt_id, outcome, None, scope)
             return
         request = Request(target, _headers(delivery, attempt_id, signed), body)
+
+        def may_send() -> bool:
+            return self._lease.covers(delivery.claimed_by)
+
+        # Looked at last: while this waited for something, another node may have taken over.
+        if not may_send():
+            self._postpone(held)
+            return
         started_at = self._clock.now()
         try:
-            outcome = await self._transport.send(request)
+            outcome = await self._transport.send(request, may_send)
+        except CutShort:
+            cause = "this node lost touch with its storage"
+            await self._interrupted(held, attempt_id, cause, started_at, signed)
+            return
         except trio.Cancelled:
             with trio.move_on_after(_LAST_WORDS, shield=True):
-                await self._interrupted(held, attempt_id, started_at, signed)
+                cause = "primeflowd was shut down"
+                await self._interrupted(held, attempt_id, cause, started_at, signed)
             raise
-        await self._conclude(held, attempt_id, outcome, signed)
+        await self._conclude(held, attempt_id, outcome, signed, scope)
+
+    def _postpone(self, held: Held) -> None:
+        """Try again a little later: nothing was sent, so this is no attempt, only a delay."""
+        now = self._clock.now()
+        self._destinations.done(held, None, now)
+        self._scheduler.postpone(held, now + SECOND)
 
     async def _body(self, held: Held) -> bytes:
         if held.body is not None:
             return held.body
-        batch_id = held.delivery.batch_id
-        return (await self._storage.read(lambda tx: tx.payloads([batch_id])))[batch_id]
+        delivery = held.delivery
+        return (await self._storage.read(lambda tx: tx.payloads([delivery])))[delivery.id]
 
     async def _conclude(
-        self, held: Held, attempt_id: str, outcome: Outcome, signed: Signed | None
+        self,
+        held: Held,
+        attempt_id: str,
+        outcome: Outcome,
+        signed: Signed | None,
+        scope: trio.CancelScope,
     ) -> None:
         """Judge what an attempt met and put it on record. `signed` None: it came not so far."""
         delivery, settings = held.delivery, self._settings
@@ -188,16 +217,16 @@ class Senders:
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
         # A write that has begun is seen through: cancelling it would leave in doubt whether the
         # attempt is on record. Cancelled between tries, it is made again after the restart.
-        await self._record(held, attempt, _pinned(after, signed), failed, see_through=True)
+        await self._record(held, attempt, _pinned(after, signed), failed, shielding=scope)
 
     async def _interrupted(
-        self, held: Held, attempt_id: str, started_at: Micros, signed: Signed
+        self, held: Held, attempt_id: str, cause: str, started_at: Micros, signed: Signed
     ) -> None:
-        """Put an attempt that was cut short on record, if storage is quick enough."""
+        """Put an attempt that was cut short on record; for others to go on with it."""
         now = self._clock.now()
         after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
-        attempt = of_interruption(attempt_id, after, started_at, now, signed.secret_id)
-        await self._record(held, attempt, _pinned(after, signed), None, see_through=False)
+        attempt = of_interruption(attempt_id, after, cause, started_at, now, signed.secret_id)
+        await self._record(held, attempt, _pinned(after, signed), None, shielding=None)
 
     async def _record(
         self,
@@ -206,10 +235,14 @@ class Senders:
         after: Delivery,
         failed: bool | None,
         *,
-        see_through: bool,
+        shielding: trio.CancelScope | None,
     ) -> None:
-        """Make the attempt durable, however long storage takes."""
+        """Make the attempt durable, however long storage takes. A write that has begun is not
+        cancelled if there is a scope that can shield it."""
         in_doubt = False
+        # Not by what name the node goes now: it may have lost this claim and begun anew since.
+        holder = held.delivery.claimed_by
+        assert holder is not None
 
         def record(tx: Tx) -> tuple[Fate, Delivery]:
             # A commit that failed, with its connection say, may have happened all the same.
@@ -217,7 +250,7 @@ class Senders:
                 one.id == attempt.id for one in tx.attempts([after.id]).get(after.id, ())
             ):
                 return "recorded", after
-            fate = tx.record_attempt(self._node_id, attempt, after)
+            fate = tx.record_attempt(holder, attempt, after)
             ended = tx.delivery(None, after.id) if fate == "ended" else None
             return fate, ended or after
 
@@ -229,9 +262,14 @@ class Senders:
 
         while True:
             try:
-                with trio.CancelScope(shield=see_through):
+                if shielding is not None:
+                    shielding.shield = True
+                try:
                     await self._storage.write(record, recorded)
                     return
+                finally:
+                    if shielding is not None:
+                        shielding.shield = False
             except StorageUnavailable as error:
                 log.warning("attempt_not_recorded", delivery_id=after.id, error=str(error))
             in_doubt = True

@@ -70,6 +70,14 @@ class TimerWheel(Generic[K]):
                 heapify(self._ticks)
         return True
 
+    def clear(self) -> list[K]:
+        """Take out every key, in no order."""
+        cleared = list(self._tick_of)
+        self._tick_of.clear()
+        self._buckets.clear()
+        self._ticks.clear()
+        return cleared
+
     def advance(self, now: Micros) -> list[K]:
         """Take out the keys that are due by `now`, tick by tick in order.
 

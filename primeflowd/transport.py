@@ -9,6 +9,7 @@ turns them into Outcomes. Cancelled passes through and leaves no socket behind.
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
@@ -22,8 +23,9 @@ from primeflowd.connection import Connection, NetworkFailure
 from primeflowd.connector import Connector, Resolver
 from primeflowd.egress import EgressGuard
 from primeflowd.idle_connections import IdleConnections
-from primeflowd.instants import Micros
+from primeflowd.instants import SECOND, Micros
 from primeflowd.model import FailureReason, Outcome
+from primeflowd.timer_wheel import TimerWheel
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Written by the transport; from elsewhere they could disagree with what is sent.
@@ -32,12 +34,21 @@ _OWN_HEADERS: Final = frozenset(
 )
 
 
+# Who ended an exchange, see Connection.end.
+_TOO_LATE: Final = "deadline"
+_CUT_SHORT: Final = "cut short"
+
+
 class Request(msgspec.Struct, frozen=True):
     """A POST to make. `headers` are printable ASCII and leave out Host and Content-Length."""
 
     target: Target
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+
+class CutShort(Exception):
+    """The attempt was ended by ourselves; it may or may not have been received."""
 
 
 class TransportStatistics(msgspec.Struct, frozen=True):
@@ -71,6 +82,11 @@ class Transport:
             limit_per_destination=settings.max_idle_per_destination,
             timeout=settings.idle_timeout.seconds,
         )
+        # Exchanges under way by when each must be over, for `run` to end. A cancel scope for each
+        # would cost some 7 us; connecting, which is rare, has one.
+        self._exchanges: TimerWheel[Connection] = TimerWheel()
+        self._exchange_began = trio.Event()
+        self._connecting: set[trio.CancelScope] = set()
         self._in_use = 0
         self._connects = 0
         self._reuses = 0
@@ -83,34 +99,55 @@ class Transport:
             reuses=self._reuses,
         )
 
+    async def run(self) -> None:
+        """End exchanges that take too long, until cancelled. Without it there is no deadline."""
+        while True:
+            for connection in self._exchanges.advance(_micros(trio.current_time())):
+                connection.end(_TOO_LATE)
+            due = self._exchanges.next_due()
+            if due is None:
+                self._exchange_began = trio.Event()
+                await self._exchange_began.wait()
+            else:
+                await trio.sleep_until(due / SECOND)
+
+    def cut_short(self) -> None:
+        """End every attempt under way: its `send` raises CutShort."""
+        for connection in self._exchanges.clear():
+            connection.end(_CUT_SHORT)
+        for scope in self._connecting:
+            scope.cancel()
+
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed when their attempts end."""
         self._idle.close_all()
         await trio.lowlevel.checkpoint()
 
-    async def send(self, request: Request) -> Outcome:
-        """Make one attempt.
+    async def send(self, request: Request, may_send: Callable[[], bool] = lambda: True) -> Outcome:
+        """Make one attempt. `may_send` is asked once more if connecting took time.
 
         Never raises for what the network, the receiver or the request itself does wrong: that is
         the Outcome's `failure`. Cancelled, it may or may not have been received.
+
+        Raises:
+            CutShort: by cut_short(), unless the answer was there already; or it may not be sent.
         """
         started_at = self._clock.now()
+        deadline = trio.current_time() + self._timeout.seconds
         target = request.target
         connection: Connection | None = None
         failure: tuple[FailureReason, str, str | None] | None = None
         try:
             data = self._prepared(request)
-            # A scope per attempt costs some 7 µs: the price of a deadline that no await can miss.
-            with trio.move_on_after(self._timeout.seconds) as deadline:
-                connection = self._take_idle(target.destination)
-                if connection is not None and not await self._reused(connection, data):
-                    self._give_back(target.destination, connection)
-                    connection = None
-                if connection is None:
-                    connection = await self._connect(target)
-                    await connection.exchange(data)
-            if deadline.cancelled_caught:
-                failure = "timeout", f"no answer within {self._timeout.text}", None
+            connection = self._take_idle(target.destination)
+            if connection is not None and not await self._reused(connection, data, deadline):
+                self._give_back(target.destination, connection)
+                connection = None
+            if connection is None:
+                connection = await self._connect(target, deadline)
+                if not may_send():
+                    raise CutShort
+                await self._exchange(connection, data, deadline)
         except NetworkFailure as error:
             failure = error.reason, error.message, error.address
         finally:
@@ -133,11 +170,39 @@ class Transport:
             self._in_use += 1
         return connection
 
-    async def _connect(self, target: Target) -> Connection:
-        connection = await self._connector.connect(target)
+    async def _connect(self, target: Target, deadline: float) -> Connection:
+        with trio.move_on_at(deadline) as scope:
+            self._connecting.add(scope)
+            try:
+                connection = await self._connector.connect(target)
+            finally:
+                self._connecting.discard(scope)
+        if scope.cancelled_caught:
+            if trio.current_time() < deadline:
+                raise CutShort
+            raise self._too_late(None)
         self._connects += 1
         self._in_use += 1
         return connection
+
+    async def _exchange(self, connection: Connection, data: bytes, deadline: float) -> None:
+        """As Connection.exchange, to the deadline; tells apart what ended it before that."""
+        if not self._exchanges:
+            self._exchange_began.set()
+        self._exchanges.add(connection, _micros(deadline))
+        try:
+            await connection.exchange(data)
+        except NetworkFailure:
+            if connection.ended_by == _CUT_SHORT:
+                raise CutShort from None
+            if connection.ended_by == _TOO_LATE:
+                raise self._too_late(connection.address) from None
+            raise
+        finally:
+            self._exchanges.cancel(connection)
+
+    def _too_late(self, address: str | None) -> NetworkFailure:
+        return NetworkFailure("timeout", f"no answer within {self._timeout.text}", address)
 
     def _give_back(self, destination: str, connection: Connection) -> None:
         self._in_use -= 1
@@ -146,12 +211,12 @@ class Transport:
         else:
             connection.close()
 
-    async def _reused(self, connection: Connection, data: bytes) -> bool:
+    async def _reused(self, connection: Connection, data: bytes, deadline: float) -> bool:
         """Exchange over a kept connection; False if it turned out to be dead."""
         try:
-            await connection.exchange(data)
+            await self._exchange(connection, data, deadline)
         except NetworkFailure:
-            if connection.response.received:
+            if connection.response.received or connection.ended_by:
                 raise
             # Closed while the request was on its way, most likely, and so never read. If it was
             # read, the receiver gets it twice under one attempt id: delivery is at least once,
@@ -218,3 +283,8 @@ def _check_name(name: str) -> None:
         raise ValueError(f"{name!a} is no name for a header")
     if name.lower() in _OWN_HEADERS:
         raise ValueError(f"the header {name} is the transport's own")
+
+
+def _micros(time: float) -> Micros:
+    """Trio's seconds as a TimerWheel counts them."""
+    return round(time * SECOND)

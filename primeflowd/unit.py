@@ -17,7 +17,7 @@ class Unit(msgspec.Struct):
         node_for: which node shall claim a new delivery to a destination; None leaves it to
             whoever has room. Called in the storage's thread.
         made: new deliveries with their payloads, to be scheduled once committed.
-        dropped: ids of deliveries that no sender shall start any more.
+        dropped: deliveries that no sender shall start any more.
         hastened: deliveries that wait no longer.
     """
 
@@ -26,5 +26,5 @@ class Unit(msgspec.Struct):
     default_policy: DefaultPolicy
     node_for: Callable[[str], str | None]
     made: list[tuple[Delivery, bytes]] = msgspec.field(default_factory=list)
-    dropped: list[str] = msgspec.field(default_factory=list)
+    dropped: list[Delivery] = msgspec.field(default_factory=list)
     hastened: list[Delivery] = msgspec.field(default_factory=list)

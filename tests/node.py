@@ -38,11 +38,16 @@ class HandClock:
 class Record:
     """A schedule that only remembers what it was told, and has room while `room` says so."""
 
+    node_id = NODE
+
     def __init__(self) -> None:
         self.room = True
         self.admitted: list[tuple[Delivery, bytes | None]] = []
         self.dropped: list[str] = []
         self.hastened: list[Delivery] = []
+
+    def in_touch(self) -> bool:
+        return True
 
     def node_for(self, destination: str) -> str | None:
         return NODE if self.room else None
@@ -90,7 +95,7 @@ class Node:
         return (await self.read(lambda tx: tx.deliveries(org_id, where, Page(1000))))[::-1]
 
     async def payload(self, batch_id: str) -> bytes | None:
-        return (await self.read(lambda tx: tx.payloads([batch_id]))).get(batch_id)
+        return (await self.batch(batch_id)).payload
 
     async def ended(self, org_id: str = ACME, url: str | None = URL, plan_id: str = "") -> Batch:
         """A batch that was born ended."""

@@ -35,7 +35,7 @@ from primeflowd.sender import Senders
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
-from primeflowd.transport import Request
+from primeflowd.transport import CutShort, Request
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
@@ -74,10 +74,11 @@ class Wire:
         self._clock = clock
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
         self.sent: list[tuple[Micros, Request]] = []
+        self.cut = trio.Event()
         self.under_way = 0
         self.most_under_way = 0
 
-    async def send(self, request: Request) -> Outcome:
+    async def send(self, request: Request, may_send: Callable[[], bool] = lambda: True) -> Outcome:
         started_at = self._clock.now()
         self.sent.append((started_at, request))
         self.under_way += 1
@@ -86,7 +87,9 @@ class Wire:
             answer = self.answers.get(request.target.host, OK)
             if not isinstance(answer, Answer):
                 answer = answer(request)
-            await trio.sleep(answer.after)
+            with trio.move_on_after(answer.after):
+                await self.cut.wait()
+                raise CutShort
         finally:
             self.under_way -= 1
         return Outcome(
@@ -120,6 +123,20 @@ class Seal:
         return [("X-Seal", f"{request.attempt_id} {len(request.body)} {len(request.secrets)}")]
 
 
+class Tenure:
+    """A lease that a test ends: it lapses, or is lost and goes on under another id."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.lapsed = False
+
+    def holds(self) -> bool:
+        return not self.lapsed
+
+    def covers(self, claimed_by: str | None) -> bool:
+        return claimed_by == self.node_id and self.holds()
+
+
 class Line:
     """From storage to the wire, not running yet: see `start`."""
 
@@ -140,8 +157,9 @@ class Line:
         config = msgspec.structs.replace(Config(), delivery=self.settings)
         self.node_id = node_id
         self.destinations = Destinations(self.settings)
+        self.lease = Tenure(node_id)
         self.scheduler = Scheduler(
-            self.storage, self.destinations, self.clock, self.settings, node_id
+            self.storage, self.destinations, self.clock, self.settings, self.lease
         )
         self.intake = Intake(self.storage, self.scheduler, self.clock, config)
         self.signatures = Signatures(
@@ -157,7 +175,7 @@ class Line:
             on_recorded=self.announced.append,
             clock=self.clock,
             settings=self.settings,
-            node_id=node_id,
+            lease=self.lease,
         )
 
     def now(self) -> Micros:

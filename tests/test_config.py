@@ -119,7 +119,7 @@ def test_a_file_sets_what_it_names_and_nothing_else(file: Path) -> None:
             r"signing, drain, secrets, log, plugins$",
         ),
         ("[delivry]", r"delivry: unknown key; .*\bdelivery\b"),
-        ("[api]\nbnd = ''", r"api\.bnd: unknown key; known here: bind, max_body, "),
+        ("[api]\nbnd = ''", r"api\.bnd: unknown key; known here: bind, server, "),
         (
             "[delivery.egress]\nallowd = []",
             r"delivery\.egress\.allowd: unknown key; "

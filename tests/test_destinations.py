@@ -579,3 +579,17 @@ async def test_failures_in_a_short_time_do_not_suspend() -> None:
     one = await destinations.take()
     assert one is not None
     assert destinations.done(one, True, NOW + 30 * SECOND) == "suspended"
+
+
+async def test_clear_takes_out_what_is_queued_and_nothing_else() -> None:
+    destinations = make(window_initial=1)
+    queued = fill(destinations, A, 3) + fill(destinations, B, 2)
+    one = await destinations.take()
+    assert one is queued[0]
+    assert destinations.clear() == [*queued[1:3], *queued[3:]]
+    assert len(destinations) == 0
+    destinations.done(one, False, NOW)
+    assert await take_all(destinations) == []
+    assert await take_all(destinations) == []
+    fill(destinations, A, 1)
+    assert len(await take_all(destinations)) == 1

@@ -43,7 +43,7 @@ async def reported(node: Node, batch: Batch, *reports: ItemReport) -> Batch:
 
 
 async def items(node: Node, batch: Batch) -> list[Item]:
-    return await node.read(lambda tx: tx.items(batch.id, None, None))
+    return await node.read(lambda tx: tx.items(ACME, batch.id, None, None))
 
 
 def by_index(index: int, status: ItemStatus = "succeeded") -> ItemReport:
@@ -165,6 +165,7 @@ async def test_a_report_keeps_what_was_registered() -> None:
         )
         _, item = await items(node, batch)
         assert item == Item(
+            org_id=ACME,
             batch_id=batch.id,
             sequence_index=1,
             client_ref="ref1",

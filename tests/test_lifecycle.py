@@ -82,7 +82,7 @@ async def test_a_batch_is_registered_as_given() -> None:
             updated_at=START,
         )
         assert await node.batch(batch.id) == batch
-        items = await node.read(lambda tx: tx.items(batch.id, None, None))
+        items = await node.read(lambda tx: tx.items(ACME, batch.id, None, None))
         assert [(i.sequence_index, i.client_ref, i.status, i.input) for i in items] == [
             (0, "one", "queued", b"[1]"),
             (1, None, "queued", None),
@@ -226,7 +226,7 @@ async def test_an_ended_batch_never_changes(first: TerminalStatus) -> None:
             await node.perform(report_items, ACME, batch.id, [report])
         assert refused.value.code == "invalid_state"
         assert await node.batch(batch.id) == ended
-        assert await node.read(lambda tx: tx.items(batch.id, None, None)) == []
+        assert await node.read(lambda tx: tx.items(ACME, batch.id, None, None)) == []
         assert await node.deliveries() == deliveries
 
 
@@ -409,7 +409,7 @@ async def test_concurrent_ends_make_one_delivery(storage_url: str) -> None:
                 status, deliveries = await node.read(
                     lambda tx: (
                         tx.batch(ACME, batch.id),
-                        tx.in_flight(batch.id),
+                        tx.in_flight(ACME, batch.id),
                     )
                 )
                 assert status is not None

@@ -52,6 +52,7 @@ def ended_batch(**changes: Any) -> Batch:
 
 def item(sequence_index: int = 0, **changes: Any) -> Item:
     plain = Item(
+        org_id="org",
         batch_id="01920000-0000-7000-8000-00000000abcd",
         sequence_index=sequence_index,
         client_ref=None,

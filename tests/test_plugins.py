@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from primeflowd.config import Config, from_mapping
-from primeflowd.errors import ConfigError, PluginError
+from primeflowd.errors import ConfigError, OperatorError, PluginError
 from primeflowd.hookspecs import RecordedAttempt, Storage
 from primeflowd.model import Attempt, Delivery, Outcome, Verdict
 from primeflowd.plugins import Plugins
@@ -22,7 +22,7 @@ DELIVERY = Delivery(
 NOT_FOUND = Outcome(status_code=404, started_at=0, ended_at=1)
 BY_DEFAULT = Verdict(decision="retry", reason="http_status", detail="HTTP 404")
 ATTEMPT = Attempt(
-    id="a", delivery_id="d", attempt_number=1, status_code=200, response_body=None,
+    id="a", org_id="acme", delivery_id="d", attempt_number=1, status_code=200, response_body=None,
     response_time=1, error_message=None, failure_reason=None, signing_secret_id=None, created_at=0,
 )  # fmt: skip
 RECORD = RecordedAttempt(ATTEMPT, DELIVERY)
@@ -166,6 +166,41 @@ def test_a_storage_plugin_that_fails_is_named(
     assert type(caught.value) is error
     assert expected in str(caught.value)
     assert "tiger" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "expected"),
+    [
+        ("raise ValueError(config.storage.url)", PluginError, "migrate_storage raised ValueError"),
+        ("return ('1', '2')", PluginError, "migrate_storage returned a tuple"),
+        ("raise OperatorError('no such host')", OperatorError, "no such host"),
+    ],
+)
+def test_a_storage_plugin_that_cannot_migrate_is_named(
+    install: Install, body: str, error: type[Exception], expected: str
+) -> None:
+    install(
+        "acme",
+        f"""
+        from primeflowd.errors import OperatorError
+
+        @hookimpl
+        def migrate_storage(config):
+            {body}
+        """,
+    )
+    config = enabling("acme", storage={"url": "acme://scott:tiger@db"})
+    with pytest.raises(error) as caught:
+        Plugins(config).migrate_storage(config, check=True)
+    assert type(caught.value) is error
+    assert expected in str(caught.value)
+    assert "tiger" not in str(caught.value)
+
+
+def test_a_storage_without_a_schema_has_nothing_to_migrate(install: Install) -> None:
+    install("acme", "@hookimpl\ndef migrate_storage(check): return None")
+    config = enabling("acme", storage={"url": "memory://"})
+    assert Plugins(config).migrate_storage(config, check=False) is None
 
 
 # Classifying

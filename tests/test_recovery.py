@@ -421,3 +421,19 @@ async def test_a_new_job_starts_at_once(autojump_clock: MockClock) -> None:
                 node.schedule.admitted.clear()
                 await trio.sleep(1)
             nursery.cancel_scope.cancel()
+
+
+async def test_of_several_nodes_only_the_eldest_works(autojump_clock: MockClock) -> None:
+    """5.4: paced; each node at the pace would be too fast for all of them together."""
+    async with open_node(clock=TrioClock()) as node, trio.open_nursery() as nursery:
+        await failed(node)
+        job = await asked(node)
+        eldest = False
+        running = Recoveries(node.storage, node.intake, node.config.delivery, lambda: eldest)
+        nursery.start_soon(running.run)
+        await trio.sleep(600)
+        assert (await progress(node, job)).redelivered == 0
+        eldest = True  # the other one has died
+        await trio.sleep(6)
+        assert (await progress(node, job)).redelivered == 1
+        nursery.cancel_scope.cancel()

@@ -170,7 +170,7 @@ async def test_an_attempt_under_way_goes_on_record_after_the_cancellation() -> N
     async with open_node() as node:
         delivery = await the_delivery(node)
         cancelled = await node.perform(cancel_delivery, ACME, delivery.id)
-        attempt = make_attempt(delivery_id=delivery.id)
+        attempt = make_attempt(org_id=ACME, delivery_id=delivery.id)
         after = msgspec.structs.replace(
             delivery, status="succeeded", attempt_count=1, due_at=None, claimed_by=None
         )

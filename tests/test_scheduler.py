@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from primeflowd.builtin.memory import MemoryStorage
+from primeflowd.clock import SystemClock
 from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Held
 from primeflowd.durations import Duration
@@ -127,7 +128,7 @@ async def test_overdue_deliveries_are_attempted_once_each(autojump_clock: MockCl
         for host in "abc":
             ids += await line.add(host, count=40, due_in=-7 * 24 * 3600, claimed_by="node-0")
         line.wire.answers["a"] = Answer(404)
-        await line.storage.write(lambda tx: tx.release_lost(NODE))
+        await line.storage.write(lambda tx: tx.release_lost())
         line.start(nursery)
         await trio.sleep(10)
         sent = Counter(
@@ -868,11 +869,150 @@ async def test_a_backlog_of_one_destination_is_worked_off_without_a_pause(
     """Places come free while a claim is under way, too; the rest must not wait for the next
     regular claim because of that."""
     settings = DeliverySettings(active_limit=100, destination_share=0.2)
-    line = Line(WakesLate(), settings)
+    line = Line(WakesLate(SystemClock()), settings)
     await line.submit(count=400)
     line.wire.answers["a"] = Answer(after=0.001)
     async with trio.open_nursery() as nursery:
         line.start(nursery)
         await trio.sleep(4.5)
         assert len(line.wire.sent) == 400
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_whose_lease_lapsed_claims_nothing(autojump_clock: MockClock) -> None:
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.lease.lapsed = True
+        line.start(nursery)
+        ids = await line.add(count=4)
+        await trio.sleep(60)
+        assert (line.wire.sent, await line.claims()) == ([], {})
+        with pytest.raises(StorageUnavailable, match="cut off"):
+            await line.submit()
+        line.lease.lapsed = False
+        await trio.sleep(6)
+        assert len(line.wire.sent) == 4
+        for one in ids:
+            assert (await line.delivery(one)).status == "succeeded"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_lease_leaves_nothing_in_memory(autojump_clock: MockClock) -> None:
+    """What was queued or waited is another node's now; this one claims afresh."""
+    async with open_line(window_initial=1, window_max=1) as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = Answer(after=5)
+        line.start(nursery)
+        now = await line.submit(count=3)
+        later = await line.add("b", count=3, due_in=20)
+        await trio.sleep(6)
+        assert len(line.scheduler) == 5
+        await line.storage.write(lambda tx: tx.release(NODE, None))
+        line.lease.node_id = "node-1/2"
+        line.scheduler.renounce()
+        assert len(line.scheduler) == 1  # with a sender, whose record will find it lost
+        await trio.sleep(60)
+        assert await line.claims() == {}
+        for one in (*now, *later):
+            assert (await line.delivery(one)).status == "succeeded"
+        assert line.wire.hosts().count("b") == 3
+        assert len(line.scheduler) == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_claim_under_a_lost_lease_is_not_taken_up(autojump_clock: MockClock) -> None:
+    """It was committed after the lease was ended: another node may have freed it by now."""
+    async with open_line() as line:
+        (one,) = await line.add(claimed_by=NODE)
+        delivery = await line.delivery(one)
+        line.lease.node_id = "node-1/2"
+        line.scheduler.admit(delivery, None)
+        assert not line.scheduler.holds(one)
+
+
+async def test_a_delivery_that_a_sender_still_has_from_before_is_claimed_again_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = Answer(after=10)
+        line.start(nursery)
+        (one,) = await line.submit()
+        await trio.sleep(1)
+        await line.storage.write(lambda tx: tx.release(NODE, None))
+        line.lease.node_id = "node-1/2"
+        line.scheduler.renounce()
+        await trio.sleep(30)
+        # The first was lost: sent, and not on record.
+        assert len(line.wire.sent) == 2
+        assert [a.attempt_number for a in await line.attempts(one)] == [1]
+        assert (await line.delivery(one)).status == "succeeded"
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_order_from_another_node_is_obeyed(autojump_clock: MockClock) -> None:
+    """5.4: cancelled, or due at once, whichever node was asked."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.start(nursery)
+        cancelled, hastened, left = await line.add(count=3, due_in=25)
+        await trio.sleep(6)
+        assert line.scheduler.waiting() == 3
+        here = line.scheduler
+        line.another("node-2")  # shares nothing with the first but storage
+        await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, cancelled))
+        await line.intake.perform(lambda unit: attempt_now(unit, ORG, hastened))
+        await trio.sleep(1.1)
+        assert [one for one in (cancelled, hastened, left) if here.holds(one)] == [left]
+        assert (await line.delivery(hastened)).status == "succeeded"
+        assert len(line.wire.sent) == 1
+        await trio.sleep(30)
+        assert len(line.wire.sent) == 2
+        assert await line.claims() == {}
+        assert not await line.storage.read(lambda tx: tx.has_orders(NODE))
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_order_is_given_for_what_nobody_else_holds(autojump_clock: MockClock) -> None:
+    async with open_line() as line:
+        unclaimed, own = await line.add(count=2, due_in=25)
+        await line.storage.write(lambda tx: tx.claim(NODE, line.now() + 30 * SECOND, 1, 1, {}))
+        await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, unclaimed))
+        await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, own))
+        assert not await line.storage.read(lambda tx: tx.has_orders(NODE))
+
+
+async def test_claims_that_a_failed_commit_made_after_all_are_given_back(
+    autojump_clock: MockClock,
+) -> None:
+    """The connection was lost during the commit: nobody was told, and it happened all the same."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.start(nursery)
+        await trio.sleep(1)
+        stray = await line.add(count=3, claimed_by=NODE)
+        await trio.sleep(60)
+        assert line.wire.sent == []
+        line.storage.fail_with = StorageUnavailable("gone")
+        with pytest.raises(StorageUnavailable):
+            await line.submit()
+        line.storage.fail_with = None
+        await trio.sleep(3)
+        assert len(line.wire.sent) == 3
+        late = await line.add(count=2, claimed_by=NODE)  # the server was slow to commit it
+        await trio.sleep(25)
+        for one in (*stray, *late):
+            assert (await line.delivery(one)).status == "succeeded"
+        await line.check_claims()
+        nursery.cancel_scope.cancel()
+
+
+async def test_letting_go_tells_what_no_sender_has(autojump_clock: MockClock) -> None:
+    """A drain gives it back before it waits for the attempts under way."""
+    async with open_line(window_initial=1, window_max=1) as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = HANGS
+        line.start(nursery)
+        sending, queued = await line.submit(count=2)
+        (waiting,) = await line.add("b", due_in=20)
+        await trio.sleep(6)
+        assert line.scheduler.let_go() == {queued, waiting}
+        assert line.scheduler.holds(sending)
+        assert len(line.scheduler) == 1
+        assert line.scheduler.let_go() == set()
         nursery.cancel_scope.cancel()

@@ -318,7 +318,7 @@ class _InDoubt(MemoryStorage):
 async def test_a_commit_in_doubt_does_not_record_an_attempt_twice(
     delay: str, autojump_clock: MockClock
 ) -> None:
-    storage = _InDoubt()
+    storage = _InDoubt(SystemClock())
     line = Line(storage, DeliverySettings())
     async with trio.open_nursery() as nursery:
         (delivery_id,) = await line.add(delays=(delay,), max_retries=1)
@@ -590,7 +590,7 @@ class _Stepping(MemoryStorage):
     """Runs `at(n)` before the storage call number `n`, which then waits a little."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(SystemClock())
         self.calls = 0
         self.at: dict[int, trio.CancelScope] = {}
 
@@ -641,7 +641,7 @@ async def test_cancelled_at_every_await(
 
     line.another("node-2")
     storage.at = {}
-    await line.storage.write(lambda tx: tx.release_lost("node-2"))
+    await line.storage.write(lambda tx: tx.release_lost())
     line.wire.answers["a"] = Answer(200)
     async with trio.open_nursery() as nursery:
         line.start(nursery)
@@ -675,7 +675,7 @@ async def test_cancelled_between_tries_to_record(autojump_clock: MockClock) -> N
         line.wire.answers["a"] = Answer()
         assert await line.attempts(delivery_id) == []
         line.another("node-2")
-        await line.storage.write(lambda tx: tx.release_lost("node-2"))
+        await line.storage.write(lambda tx: tx.release_lost())
         async with trio.open_nursery() as nursery:
             line.start(nursery)
             await trio.sleep(1)
@@ -766,3 +766,69 @@ def test_the_wire_counts() -> None:
         assert line.wire.under_way == 0
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_nothing_is_sent_once_the_lease_has_lapsed(autojump_clock: MockClock) -> None:
+    """Another node may have taken over what this one holds."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (one,) = await line.submit()
+        line.lease.lapsed = True
+        line.start(nursery)
+        await trio.sleep(60)
+        assert (line.wire.sent, await line.attempts(one)) == ([], [])
+        line.lease.lapsed = False
+        await trio.sleep(2)
+        assert [a.attempt_number for a in await line.attempts(one)] == [1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_was_claimed_under_a_lost_lease_is_not_sent(autojump_clock: MockClock) -> None:
+    """The node has a lease again, but the claim is from before."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (one,) = await line.submit()
+        line.lease.node_id = "node-1/2"
+        nursery.start_soon(line.senders.run)
+        await trio.sleep(60)
+        assert (line.wire.sent, await line.attempts(one)) == ([], [])
+        assert not line.scheduler.holds(one)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_attempt_that_is_cut_short_is_on_record_and_costs_no_retry(
+    autojump_clock: MockClock,
+) -> None:
+    """5.6: also where it is not a drain that cuts it short, but a lease that has lapsed."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (one,) = await line.add(max_retries=0)
+        line.wire.answers["a"] = HANGS
+        line.start(nursery)
+        await trio.sleep(1)
+        line.wire.cut.set()
+        line.wire.answers["a"] = Answer(200)
+        line.wire.cut = trio.Event()
+        await trio.sleep(10)
+        first, second = await line.attempts(one)
+        assert (first.failure_reason, second.failure_reason) == ("interrupted", None)
+        assert first.error_message == (
+            "interrupted: this node lost touch with its storage during this attempt"
+        )
+        assert (await line.delivery(one)).status == "succeeded"
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_attempt_cut_short_that_is_anothers_by_now_is_not_recorded(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_line() as line, trio.open_nursery() as nursery:
+        (one,) = await line.add()
+        line.wire.answers["a"] = HANGS
+        line.start(nursery)
+        await trio.sleep(1)
+        await line.storage.write(lambda tx: tx.release(NODE, None))
+        await line.storage.write(lambda tx: tx.claim("node-2", line.now(), 1, 1, {}))
+        line.wire.cut.set()
+        await trio.sleep(10)
+        assert await line.attempts(one) == []
+        assert (await line.delivery(one)).claimed_by == "node-2"
+        assert not line.scheduler.holds(one)
+        nursery.cancel_scope.cancel()

@@ -52,6 +52,9 @@ class Watched:
             raise StorageUnavailable("the disk is gone")
         return await self._storage.write(function, on_commit)
 
+    async def wait_for_others(self) -> None:
+        await self._storage.wait_for_others()
+
     def statistics(self) -> StorageStatistics:
         return self._storage.statistics()
 

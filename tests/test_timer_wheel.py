@@ -169,3 +169,14 @@ def test_memory_follows_the_keys_that_wait(move: bool) -> None:
 def test_a_tick_has_a_width() -> None:
     with pytest.raises(ValueError, match="at least one microsecond"):
         TimerWheel[str](0)
+
+
+def test_clear_takes_out_everything() -> None:
+    wheel: TimerWheel[str] = TimerWheel(tick=10)
+    for number in range(100):
+        wheel.add(f"key {number}", number)
+    wheel.cancel("key 5")
+    assert len(wheel.clear()) == 99
+    assert (len(wheel), wheel.next_due(), wheel.advance(1_000)) == (0, None, [])
+    wheel.add("later", 50)
+    assert wheel.advance(60) == ["later"]

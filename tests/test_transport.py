@@ -15,7 +15,7 @@ from primeflowd.config import Egress
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Outcome
 from primeflowd.testing.receiver import Answer, Receiver, open_receiver
-from primeflowd.transport import Request, Transport, encode
+from primeflowd.transport import CutShort, Request, Transport, encode
 from tests.network import (
     Authority,
     FixedResolver,
@@ -31,11 +31,20 @@ def transport(**options: object) -> Transport:
     return Transport(settings(**options), SystemClock())  # type: ignore[arg-type]
 
 
+async def send(transport_: Transport, sent: Request) -> Outcome:
+    """As Transport.send, while its deadlines are seen to."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport_.run)
+        outcome = await transport_.send(sent)
+        nursery.cancel_scope.cancel()
+    return outcome
+
+
 async def attempt(receiver: Receiver, answer: Answer, **options: object) -> Outcome:
     """The outcome of one attempt that meets `answer`; nothing may stay open but what is idle."""
     receiver.script = answer
     transport_ = transport(**options)
-    outcome = await transport_.send(request(receiver.url("/hook")))
+    outcome = await send(transport_, request(receiver.url("/hook")))
     statistics = transport_.statistics()
     assert statistics.open == statistics.idle
     await transport_.aclose()
@@ -53,7 +62,7 @@ async def test_success(nursery: trio.Nursery) -> None:
         transport_ = transport()
         headers = (("Content-Type", "application/json"), ("webhook-id", "1"))
         sent = request(receiver.url("/a/../b?c=%20"), b'{"x":1}', headers)
-        outcome = await transport_.send(sent)
+        outcome = await send(transport_, sent)
         assert outcome.status_code == 201
         assert outcome.headers == (("x-seen", "é"), ("x-seen", "2"), ("content-length", "2"))
         assert outcome.body == b"ok"
@@ -140,11 +149,11 @@ async def test_memory_stays_flat(nursery: trio.Nursery, answer: Answer) -> None:
     """7: two gigabytes of anything are refused after the first kilobytes, eight times at once."""
     async with open_receiver(nursery, answer) as receiver:
         transport_ = transport()
-        await transport_.send(request(receiver.url()))
+        await send(transport_, request(receiver.url()))
         before = resident_memory()
 
-        async def send() -> None:
-            outcome = await transport_.send(request(receiver.url()))
+        async def one() -> None:
+            outcome = await send(transport_, request(receiver.url()))
             if answer.body_size:
                 assert (outcome.status_code, len(outcome.body)) == (200, 8192)
             else:
@@ -153,7 +162,7 @@ async def test_memory_stays_flat(nursery: trio.Nursery, answer: Answer) -> None:
         with trio.fail_after(10):
             async with trio.open_nursery() as senders:
                 for _ in range(8):
-                    senders.start_soon(send)
+                    senders.start_soon(one)
         assert resident_memory() - before < 16_000_000
         assert transport_.statistics().open == 0
 
@@ -218,7 +227,7 @@ async def test_a_drip_cannot_hold_a_sender(nursery: trio.Nursery) -> None:
     """7: the deadline is over the whole attempt, not over each read."""
     async with open_receiver(nursery, Answer(body=b"x" * 1000, drip=0.01)) as receiver:
         started = trio.current_time()
-        outcome = await transport(timeout="200ms").send(request(receiver.url()))
+        outcome = await send(transport(timeout="200ms"), request(receiver.url()))
         assert 0.2 <= trio.current_time() - started < 2
         assert outcome.ended_at - outcome.started_at >= 200_000
 
@@ -226,7 +235,7 @@ async def test_a_drip_cannot_hold_a_sender(nursery: trio.Nursery) -> None:
 async def test_early_answer(nursery: trio.Nursery) -> None:
     """A 413 in the middle of the request is an answer."""
     async with open_receiver(nursery, Answer(status=413), read_bodies=False) as receiver:
-        outcome = await transport().send(request(receiver.url(), bytes(20_000_000)))
+        outcome = await send(transport(), request(receiver.url(), bytes(20_000_000)))
         assert outcome.status_code == 413
 
 
@@ -245,7 +254,7 @@ async def test_a_clock_set_back(nursery: trio.Nursery) -> None:
     """No attempt takes less than no time."""
     async with open_receiver(nursery) as receiver:
         transport_ = Transport(settings(), BackwardsClock())
-        outcome = await transport_.send(request(receiver.url()))
+        outcome = await send(transport_, request(receiver.url()))
         assert outcome.ended_at == outcome.started_at
         await transport_.aclose()
 
@@ -255,7 +264,7 @@ async def test_a_clock_set_back(nursery: trio.Nursery) -> None:
 
 async def test_connection_refused() -> None:
     """5.3: connection_error, with no address since no connection was made."""
-    outcome = await transport().send(request(f"http://127.0.0.1:{closed_port()}/"))
+    outcome = await send(transport(), request(f"http://127.0.0.1:{closed_port()}/"))
     assert (outcome.failure, outcome.address) == ("connection_error", None)
 
 
@@ -271,7 +280,7 @@ async def test_connection_refused() -> None:
 async def test_not_allowed(nursery: trio.Nursery, egress: Egress, words: str) -> None:
     """7: refused at once, no connection made."""
     async with open_receiver(nursery) as receiver:
-        outcome = await transport(egress=egress).send(request(receiver.url()))
+        outcome = await send(transport(egress=egress), request(receiver.url()))
         assert outcome.failure == "url_not_allowed"
         assert words in (outcome.error_message or "")
         assert outcome.address is None
@@ -283,22 +292,22 @@ async def test_rebinding(nursery: trio.Nursery) -> None:
     async with open_receiver(nursery, Answer(close=True)) as receiver:
         resolver = FixedResolver([("127.0.0.1", receiver.port)], [("10.0.0.1", 80)])
         transport_ = Transport(settings(), SystemClock(), resolver=resolver)
-        first = await transport_.send(request("http://rebinding.test/"))
+        first = await send(transport_, request("http://rebinding.test/"))
         assert (first.status_code, first.failure) == (200, None)
-        second = await transport_.send(request("http://rebinding.test/"))
+        second = await send(transport_, request("http://rebinding.test/"))
         assert (second.status_code, second.failure) == (None, "url_not_allowed")
 
 
 async def test_lookup_takes_of_the_deadline() -> None:
     """7: the total deadline covers the name lookup."""
     transport_ = Transport(settings(timeout="50ms"), SystemClock(), resolver=FixedResolver(None))
-    outcome = await transport_.send(request("http://slow.test/"))
+    outcome = await send(transport_, request("http://slow.test/"))
     assert (outcome.failure, outcome.address) == ("timeout", None)
 
 
 async def test_dns_error() -> None:
     """5.3: dns_error."""
-    outcome = await transport().send(request(f"http://{'a' * 64}/"))
+    outcome = await send(transport(), request(f"http://{'a' * 64}/"))
     assert outcome.failure == "dns_error"
 
 
@@ -327,7 +336,7 @@ async def test_headers_cannot_break_the_request(
 ) -> None:
     """5.3: a header that would change the message is our own error; nothing is sent."""
     async with open_receiver(nursery) as receiver:
-        outcome = await transport().send(request(receiver.url(), headers=((name, value),)))
+        outcome = await send(transport(), request(receiver.url(), headers=((name, value),)))
         assert outcome.failure == "internal_error"
         assert "header" in (outcome.error_message or "")
         assert receiver.connections == 0
@@ -350,7 +359,7 @@ async def test_connections_are_reused(nursery: trio.Nursery) -> None:
     async with open_receiver(nursery) as receiver:
         transport_ = transport()
         for n in range(5):
-            outcome = await transport_.send(request(receiver.url(f"/{n}"), b"%d" % n))
+            outcome = await send(transport_, request(receiver.url(f"/{n}"), b"%d" % n))
             assert outcome.status_code == 200
         assert receiver.connections == 1
         assert [r.body for r in receiver.requests] == [b"%d" % n for n in range(5)]
@@ -366,7 +375,7 @@ async def test_destinations_share_no_connections(nursery: trio.Nursery) -> None:
     async with open_receiver(nursery, host="0.0.0.0") as receiver:
         transport_ = transport()
         for host in ("127.0.0.1", "127.0.0.2", "0x7f.1", "127.0.0.1"):
-            await transport_.send(request(f"http://{host}:{receiver.port}/"))
+            await send(transport_, request(f"http://{host}:{receiver.port}/"))
         assert receiver.connections == 3
         await transport_.aclose()
 
@@ -399,7 +408,7 @@ async def test_what_is_not_kept(nursery: trio.Nursery, answer: Answer) -> None:
     """Only a complete, clean exchange leaves a connection for the next."""
     async with open_receiver(nursery, answer) as receiver:
         transport_ = transport()
-        assert (await transport_.send(request(receiver.url()))).failure is None
+        assert (await send(transport_, request(receiver.url()))).failure is None
         assert transport_.statistics().open == 0
 
 
@@ -407,10 +416,10 @@ async def test_idle_close_is_noticed(nursery: trio.Nursery) -> None:
     """A receiver that restarted meanwhile costs a connection, not an attempt."""
     transport_ = transport()
     async with open_receiver(nursery) as receiver:
-        assert (await transport_.send(request(receiver.url()))).status_code == 200
+        assert (await send(transport_, request(receiver.url()))).status_code == 200
         port = receiver.port
     async with open_receiver(nursery, port=port) as receiver:
-        assert (await transport_.send(request(receiver.url()))).status_code == 200
+        assert (await send(transport_, request(receiver.url()))).status_code == 200
         assert (receiver.connections, len(receiver.requests)) == (1, 1)
     assert transport_.statistics().reuses == 0
     await transport_.aclose()
@@ -424,14 +433,14 @@ async def test_a_kept_connection_that_dies_is_replaced_once(
     async with open_receiver(nursery) as receiver:
         receiver.script = [Answer(), Answer(cut=0, reset=reset), Answer(body=b"second")]
         transport_ = transport()
-        await transport_.send(request(receiver.url()))
-        outcome = await transport_.send(request(receiver.url()))
+        await send(transport_, request(receiver.url()))
+        outcome = await send(transport_, request(receiver.url()))
         assert (outcome.status_code, outcome.body) == (200, b"second")
         assert receiver.connections == 2
         assert transport_.statistics().open == 1
         # A new connection that dies is not replaced.
         receiver.script = [*[Answer()] * 3, Answer(cut=0)]
-        outcome = await transport_.send(request(receiver.url()))
+        outcome = await send(transport_, request(receiver.url()))
         assert outcome.failure == "connection_error"
         assert (receiver.connections, len(receiver.requests)) == (3, 5)
         assert transport_.statistics().open == 0
@@ -441,8 +450,8 @@ async def test_a_kept_connection_that_answered_is_not_replaced(nursery: trio.Nur
     """Bytes of an answer prove that the request was read: no second one."""
     async with open_receiver(nursery, [Answer(), Answer(cut=10)]) as receiver:
         transport_ = transport()
-        await transport_.send(request(receiver.url()))
-        outcome = await transport_.send(request(receiver.url()))
+        await send(transport_, request(receiver.url()))
+        outcome = await send(transport_, request(receiver.url()))
         assert outcome.failure == "response_error"
         assert len(receiver.requests) == 2
 
@@ -452,9 +461,9 @@ async def test_replacement_is_within_the_deadline(nursery: trio.Nursery) -> None
     script = [Answer(), Answer(cut=0, delay=0.4), Answer(hang=True)]
     async with open_receiver(nursery, script) as receiver:
         transport_ = transport(timeout="500ms")
-        await transport_.send(request(receiver.url()))
+        await send(transport_, request(receiver.url()))
         started = trio.current_time()
-        outcome = await transport_.send(request(receiver.url()))
+        outcome = await send(transport_, request(receiver.url()))
         assert outcome.failure == "timeout"
         assert trio.current_time() - started < 0.85
 
@@ -463,13 +472,13 @@ async def test_idle_timeout(nursery: trio.Nursery, mock_clock: MockClock) -> Non
     """Connections idle for longer are closed when anything is sent anywhere."""
     async with open_receiver(nursery) as quiet, open_receiver(nursery) as busy:
         transport_ = Transport(settings(), TrioClock())
-        await transport_.send(request(quiet.url()))
-        await transport_.send(request(busy.url()))
+        await send(transport_, request(quiet.url()))
+        await send(transport_, request(busy.url()))
         mock_clock.jump(59)
-        await transport_.send(request(busy.url()))
+        await send(transport_, request(busy.url()))
         assert transport_.statistics().idle == 2
         mock_clock.jump(2)
-        await transport_.send(request(busy.url()))
+        await send(transport_, request(busy.url()))
         assert transport_.statistics().idle == 1
         assert (quiet.connections, busy.connections) == (1, 1)
         await transport_.aclose()
@@ -480,7 +489,7 @@ async def test_idle_connections_are_bounded_in_all(nursery: trio.Nursery) -> Non
     async with open_receiver(nursery, host="0.0.0.0") as receiver:
         transport_ = transport(concurrency=2)
         for n in range(10):
-            await transport_.send(request(f"http://127.0.0.{n + 1}:{receiver.port}/"))
+            await send(transport_, request(f"http://127.0.0.{n + 1}:{receiver.port}/"))
         assert transport_.statistics().idle == 4
         await transport_.aclose()
 
@@ -507,7 +516,7 @@ async def test_tls(nursery: trio.Nursery, tmp_path: Path) -> None:
         transport_ = transport(ca_file=authority.ca_file, max_response_body=1_000_000)
         for n in range(3):
             body = bytes((n,)) * 1_000_000
-            outcome = await transport_.send(request(receiver.url(), body))
+            outcome = await send(transport_, request(receiver.url(), body))
             assert outcome.status_code == 200
             assert outcome.body == bytes(500_000)
             assert receiver.requests[-1].body == body
@@ -521,10 +530,10 @@ async def test_tls_close_while_idle(nursery: trio.Nursery, tmp_path: Path) -> No
     tls = authority.server("127.0.0.1")
     transport_ = transport(ca_file=authority.ca_file)
     async with open_receiver(nursery, tls=tls) as receiver:
-        assert (await transport_.send(request(receiver.url()))).status_code == 200
+        assert (await send(transport_, request(receiver.url()))).status_code == 200
         port = receiver.port
     async with open_receiver(nursery, tls=tls, port=port) as receiver:
-        assert (await transport_.send(request(receiver.url()))).status_code == 200
+        assert (await send(transport_, request(receiver.url()))).status_code == 200
     assert transport_.statistics().reuses == 0
     await transport_.aclose()
 
@@ -546,7 +555,7 @@ async def test_a_client_certificate_is_demanded(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, shake_hands_in_vain, listener)
             url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
-            outcome = await transport(ca_file=authority.ca_file).send(request(url))
+            outcome = await send(transport(ca_file=authority.ca_file), request(url))
     assert outcome.failure == "tls_error"
     assert "certificate required" in (outcome.error_message or "")
 
@@ -603,10 +612,69 @@ async def test_cancelled_at_every_step(
             transport_ = Transport(chosen, SystemClock(), resolver=resolver)
             sent = request(f"{scheme}://h.test/", body)
             if kept:
-                await transport_.send(sent)
+                await send(transport_, sent)
             cancelled = await cancelled_at(step, transport_, sent)
             statistics = transport_.statistics()
             assert statistics.open == statistics.idle == (0 if cancelled else 1)
             await transport_.aclose()
         assert open_files() == before
     assert step > (10 if kept else 20)
+
+
+# Attempts that are not to be made any more
+
+
+async def test_cut_short_ends_every_attempt_under_way(nursery: trio.Nursery) -> None:
+    async with open_receiver(nursery) as receiver:
+        receiver.script = Answer(hang=True)
+        transport_ = transport(timeout="30s")
+        ends: list[str] = []
+
+        async def one() -> None:
+            try:
+                await transport_.send(request(receiver.url()))
+            except CutShort:
+                ends.append("cut short")
+
+        async with trio.open_nursery() as attempts:
+            for _ in range(3):
+                attempts.start_soon(one)
+            await receiver.wait_requests(3)
+            transport_.cut_short()
+        assert ends == ["cut short"] * 3
+        assert transport_.statistics().open == 0
+        # It is over with those: the next one is an attempt like any other.
+        receiver.script = Answer()
+        assert (await transport_.send(request(receiver.url()))).status_code == 200
+        await transport_.aclose()
+
+
+async def test_cut_short_leaves_an_answer_that_has_arrived(nursery: trio.Nursery) -> None:
+    """Its head is here and only its body hangs: a success that was sent twice helps nobody."""
+    async with open_receiver(nursery) as receiver:
+        receiver.script = Answer(body=b"body" * 20, cut=70, hang=True)
+        transport_ = transport(timeout="30s")
+        outcomes: list[Outcome] = []
+
+        async def one() -> None:
+            outcomes.append(await transport_.send(request(receiver.url())))
+
+        async with trio.open_nursery() as attempts:
+            attempts.start_soon(one)
+            await receiver.wait_requests(1)
+            await trio.sleep(0.2)  # for the head to get here
+            transport_.cut_short()
+        assert [outcome.status_code for outcome in outcomes] == [200]
+
+
+async def test_nothing_is_sent_if_the_right_to_is_lost_while_connecting(
+    nursery: trio.Nursery,
+) -> None:
+    async with open_receiver(nursery) as receiver:
+        transport_ = transport()
+        with pytest.raises(CutShort):
+            await transport_.send(request(receiver.url()), may_send=lambda: False)
+        assert transport_.statistics().open == 0
+        assert (await transport_.send(request(receiver.url()))).status_code == 200
+        assert len(receiver.requests) == 1
+        await transport_.aclose()

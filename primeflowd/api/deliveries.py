@@ -174,9 +174,9 @@ def _get(org_id: str, delivery_id: str, tx: Tx) -> Shown:
 
 def _with_all(tx: Tx, deliveries: list[Delivery]) -> list[Shown]:
     """Deliveries with their payloads and attempts, in two statements however many they are."""
-    payloads = tx.payloads({each.batch_id for each in deliveries})
+    payloads = tx.payloads(deliveries)
     attempts = tx.attempts([each.id for each in deliveries])
-    return [Shown(each, payloads[each.batch_id], attempts.get(each.id, [])) for each in deliveries]
+    return [Shown(each, payloads[each.id], attempts.get(each.id, [])) for each in deliveries]
 
 
 def _position(shown: Shown) -> tuple[Micros, str]:

@@ -108,7 +108,8 @@ def _once(
             body=body,
             sealed=keyring is not None,
             created_at=unit.now,
-        )
+        ),
+        replaces=stored,
     )
     return answer, False
 

@@ -80,7 +80,7 @@ def _list(
     batches.find(org_id, batch_id, tx)
 
     def fetch(count: int, position: int | None) -> list[Item]:
-        return tx.items(batch_id, position, count)
+        return tx.items(org_id, batch_id, position, count)
 
     return cursors.gather(fetch, _index, _weight, limit, after)
 

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from primeflowd.builtin.memory_tx import MemoryTx
+from primeflowd.clock import Clock, SystemClock
 from primeflowd.config import Config
 from primeflowd.errors import StorageUnavailable, UniqueViolation
 from primeflowd.hookspecs import Storage, StorageStatistics, Tx, hookimpl
@@ -34,8 +35,8 @@ def open_storage(
 
 
 @asynccontextmanager
-async def open_memory() -> AsyncIterator["MemoryStorage"]:
-    storage = MemoryStorage()
+async def open_memory(clock: Clock | None = None) -> AsyncIterator["MemoryStorage"]:
+    storage = MemoryStorage(clock or SystemClock())
     yield storage
     storage.fail_with = StorageUnavailable("the storage is closed")
 
@@ -47,11 +48,13 @@ class MemoryStorage:
         fail_with: while set, reads and writes raise it, as over a broken disk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        """`clock` is the storage's own, by which leases end."""
         self.fail_with: StorageUnavailable | None = None
-        self._tx = MemoryTx()
+        self._tx = MemoryTx(clock)
         self._healthy = True
         self._commits = 0
+        self._failures = 0
         self._held: list[Callable[[], None]] | None = None
 
     async def write(
@@ -89,7 +92,12 @@ class MemoryStorage:
             backlog=len(self._held or ()),
             commits=self._commits,
             operations=self._commits,
+            failures=self._failures,
         )
+
+    async def wait_for_others(self) -> None:
+        """Never: no other process sees this storage."""
+        await trio.sleep_forever()
 
     def hold(self) -> None:
         """Keep writes waiting from now on, as behind a slow disk."""
@@ -117,6 +125,7 @@ class MemoryStorage:
     def _run(self, function: Callable[[Tx], T]) -> T:
         self._healthy = self.fail_with is None
         if self.fail_with is not None:
+            self._failures += 1
             raise self.fail_with
         self._tx.begin()
         try:

@@ -115,8 +115,11 @@ class MemoryAccess(Journal):
     def answer(self, org_id: str, method: str, path: str, key: str) -> StoredAnswer | None:
         return self._answers.get((org_id, method, path, key))
 
-    def put_answer(self, answer: StoredAnswer) -> None:
-        self._put(self._answers, (answer.org_id, answer.method, answer.path, answer.key), answer)
+    def put_answer(self, answer: StoredAnswer, replaces: StoredAnswer | None = None) -> None:
+        scope = (answer.org_id, answer.method, answer.path, answer.key)
+        if self._answers.get(scope) != replaces:
+            raise UniqueViolation(f"another answer was put under {scope}")
+        self._put(self._answers, scope, answer)
 
     def sealed_answers(self) -> list[StoredAnswer]:
         return [answer for answer in self._answers.values() if answer.sealed]

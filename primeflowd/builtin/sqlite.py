@@ -1,21 +1,22 @@
 """Storage in a SQLite file, for `sqlite:///PATH`: the default.
 
 The file is in WAL mode with `synchronous=FULL`: a commit is on the disk before it is answered, and
-readers and the writer do not wait for each other. One daemon at a time holds the file, by a lock on
-`PATH.lock` which ends with its process; command lines visit without it.
+readers and the writer do not wait for each other. Several nodes of one machine may share the file,
+see sqlite_seats.py and sqlite_turns.py; command lines visit.
 
 Fails, at opening, with an OperatorError that names the path and what to mend: a directory that
-cannot be written to, a file that is no database, a schema that is newer, a daemon that has the
-file already. Later failures are StorageUnavailable, see sql/writer.py.
+cannot be written to, a file that is no database, a schema that is newer, too many nodes. Later
+failures are StorageUnavailable, see sql/writer.py.
 """
 
-import fcntl
+import errno
 import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
+    ExitStack,
     asynccontextmanager,
     closing,
     contextmanager,
@@ -28,9 +29,12 @@ import trio
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from primeflowd.builtin.sqlite_locks import LockFile
+from primeflowd.builtin.sqlite_seats import Seats
+from primeflowd.builtin.sqlite_turns import InTurn
 from primeflowd.config import Config
-from primeflowd.errors import OperatorError, StorageInUse
-from primeflowd.hookspecs import Storage, hookimpl
+from primeflowd.errors import OperatorError, StorageUnavailable
+from primeflowd.hookspecs import SchemaState, Storage, hookimpl
 from primeflowd.instants import SECOND, Micros
 from primeflowd.sql import schema
 from primeflowd.sql.storage import READERS, open_sql_storage
@@ -48,6 +52,33 @@ BUSY_TIMEOUT: Final[Micros] = 5 * SECOND
 def open_storage(
     config: Config, node_id: str | None
 ) -> AbstractAsyncContextManager[Storage] | None:
+    path = _path(config)
+    return None if path is None else open_sqlite(path, node_id)
+
+
+@hookimpl
+def migrate_storage(config: Config, check: bool) -> SchemaState | None:
+    path = _path(config)
+    if path is None:
+        return None
+    if not check:
+        with _files(path):
+            engine = _engine(path, BUSY_TIMEOUT, writes=True)
+            state = _schema(engine, path)
+            _prepare(engine, path, BUSY_TIMEOUT)
+            return state
+    # SQLite would make a file that is missing.
+    if not path.exists():
+        return SchemaState(None, schema.HEAD)
+    engine = _engine(path, BUSY_TIMEOUT, writes=False)
+    try:
+        return _schema(engine, path)
+    finally:
+        engine.dispose()
+
+
+def _path(config: Config) -> Path | None:
+    """The file that the configuration names; None if that is another plugin's."""
     url = config.storage_url
     if not url.startswith(SCHEME):
         return None
@@ -56,7 +87,7 @@ def open_storage(
         raise OperatorError(
             f"storage.url: {url} names no file; write sqlite:///PATH, or memory:// to keep nothing"
         )
-    return open_sqlite(Path(path), node_id)
+    return Path(path)
 
 
 @asynccontextmanager
@@ -65,14 +96,18 @@ async def open_sqlite(
 ) -> AsyncIterator[Storage]:
     """The storage in the file at `path`, which is made if it is missing.
 
-    With a `node_id` the file is held against other nodes; without, it is only visited.
+    With a `node_id` it is one of the nodes that share the file; without, it is only visited.
     """
-    with _held(path, node_id):
+    with _files(path) as locks:
+        seats = Seats(locks)
+        if node_id is not None:
+            seats.sit_down()
         writer = _engine(path, busy_timeout, writes=True)
         readers = _engine(path, busy_timeout, writes=False)
         await trio.to_thread.run_sync(_prepare, writer, path, busy_timeout)
         try:
             async with open_sql_storage(writer, readers) as storage:
+                await seats.settle(storage, node_id)
                 yield storage
         finally:
             if node_id is not None:
@@ -81,40 +116,33 @@ async def open_sqlite(
 
 
 @contextmanager
-def _held(path: Path, node_id: str | None) -> Iterator[None]:
-    """Make the files, and hold the lock if we are a node."""
+def _files(path: Path) -> Iterator[LockFile]:
+    """Make the files that are not there, and open that of the locks."""
     directory = path.absolute().parent
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Payloads and sealed secrets are nobody else's business; SQLite gives the files that it
-        # adds the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise OperatorError(
-            f"state directory {directory} is not writable: {error.filename}: {error.strerror}"
-        ) from error
-    try:
-        if node_id is not None:
-            _lock(path, lock)
-        yield
-    finally:
-        # Closing ends the lock. The file stays: removing it would let two nodes lock two files
-        # of one name.
-        os.close(lock)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(path)
+            locks = stack.enter_context(LockFile(path))
+        except OSError as error:
+            raise OperatorError(
+                f"state directory {directory} is not writable: {error.filename}: {error.strerror}"
+            ) from error
+        yield locks
 
 
-def _lock(path: Path, lock: int) -> None:
+def _make(path: Path) -> None:
+    # Payloads and sealed secrets are nobody else's business; SQLite gives the files that it adds
+    # the same mode.
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        raise StorageInUse(
-            f"{path} is in use by another primeflowd (process {holder}); stop that one, or set "
-            "storage.url to a file of its own"
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        # Not opened: closing any descriptor of a database ends the locks that SQLite has on it
+        # elsewhere in this process.
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
+    else:
+        os.close(descriptor)
 
 
 def _engine(path: Path, busy_timeout: Micros, *, writes: bool) -> Engine:
@@ -129,6 +157,7 @@ def _engine(path: Path, busy_timeout: Micros, *, writes: bool) -> Engine:
             "isolation_level": None,
             "check_same_thread": False,
             "timeout": busy_timeout / SECOND,
+            **({"factory": InTurn} if writes else {}),
         },
     )
 
@@ -145,9 +174,15 @@ def _engine(path: Path, busy_timeout: Micros, *, writes: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # IMMEDIATE takes the write lock at once: a transaction that reads first could not get it
-        # later if another process wrote in between.
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        driver = connection.connection.driver_connection
+        if isinstance(driver, InTurn):
+            driver.wait_turn()
+            # IMMEDIATE takes the write lock at once: a transaction that reads first could not get
+            # it later if another process wrote in between. If this fails, a rollback or the end of
+            # the connection follows, with which the turn ends.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
 
@@ -157,10 +192,21 @@ def _prepare(writer: Engine, path: Path, busy_timeout: Micros) -> None:
         raise OperatorError(
             f"SQLite {sqlite3.sqlite_version} is too old; {'.'.join(map(str, OLDEST))} is needed"
         )
-    try:
+    with _opening(path):
         _set_wal(path, busy_timeout)
         schema.bring_up_to_date(writer, str(path))
-    except (DBAPIError, sqlite3.Error) as error:
+
+
+def _schema(engine: Engine, path: Path) -> SchemaState:
+    with _opening(path):
+        return SchemaState(*schema.revisions(engine, name=str(path)))
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error, StorageUnavailable) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise OperatorError(f"{path} cannot be opened as a SQLite database: {reason}") from error
 

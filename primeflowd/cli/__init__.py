@@ -18,6 +18,8 @@ _COMMANDS: Final = {
     "plugins": "primeflowd.cli.plugins:plugins",
     "keys": "primeflowd.cli.keys:keys",
     "secrets": "primeflowd.cli.secrets:secrets",
+    "migrate": "primeflowd.cli.migrate:migrate",
+    "copy-storage": "primeflowd.cli.copy_storage:copy_storage",
     "demo": "primeflowd.cli.demo:demo",
 }
 

@@ -9,21 +9,20 @@ A crash at any moment is mended by running the same command again:
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 import msgspec
-import trio
 
 from primeflowd import keyring
 from primeflowd.cli.master_key import key_file, own_key_file
 from primeflowd.cli.options import config_option, load_config
+from primeflowd.cli.visit import visit
 from primeflowd.config import Config, Secrets
-from primeflowd.errors import MasterKeyError, OperatorError
-from primeflowd.hookspecs import Tx
+from primeflowd.errors import MasterKeyError, OperatorError, StorageInUse
+from primeflowd.hookspecs import Storage, Tx
 from primeflowd.keyring import ENVIRONMENT, Keyring
-from primeflowd.model import new_id
-from primeflowd.plugins import Plugins
 
 
 @click.group()
@@ -42,7 +41,7 @@ def secrets() -> None:
 )
 @config_option
 def rotate_master_key(new_file: Path, path: Path | None) -> None:
-    """Encrypt all secrets anew under the key in FILE. The daemon must be stopped.
+    """Encrypt all secrets anew under the key in FILE. All daemons must be stopped.
 
     If it was cut short, run it again. Keep the old key for as long as there are backups of the
     database that were made under it.
@@ -54,7 +53,7 @@ def rotate_master_key(new_file: Path, path: Path | None) -> None:
     if ours and old.id != new.id:
         # Before anything is changed: it may be the only copy of a key that backups need.
         _check_name_is_free(_old_name(ours), ours)
-    count = trio.run(_rotate, config, old, new)
+    count = visit(config, partial(_rotate, old, new))
     if count is None:
         click.echo("the storage is under the new key already")
     else:
@@ -76,10 +75,16 @@ def _keyring_of(config: Config, file: Path) -> Keyring:
     return keyring.load(msgspec.structs.replace(config, secrets=Secrets(master_key_file=str(file))))
 
 
-async def _rotate(config: Config, old: Keyring, new: Keyring) -> int | None:
+async def _rotate(old: Keyring, new: Keyring, storage: Storage) -> int | None:
     """How many values were encrypted anew; None if an earlier run did it."""
 
     def rotate(tx: Tx) -> int | None:
+        # In the same transaction: a node that begins later finds the new key, and stops.
+        if nodes := tx.nodes():
+            raise StorageInUse(
+                f"the storage is in use by {', '.join(nodes)}; stop every daemon first. One that "
+                "died is given up after storage.lease_ttl"
+            )
         if old.id == new.id:
             keyring.check(old, tx)
             return None
@@ -92,9 +97,7 @@ async def _rotate(config: Config, old: Keyring, new: Keyring) -> int | None:
                 raise
             return None
 
-    # As a node, not as a visitor: the storage refuses if a daemon has it open.
-    async with Plugins(config).open_storage(config, new_id()) as storage:
-        return await storage.write(rotate)
+    return await storage.write(rotate)
 
 
 def _is_key_of(tx: Tx, candidate: Keyring) -> bool:

@@ -10,8 +10,21 @@ from sqlalchemy.exc import DBAPIError
 
 from primeflowd.errors import StorageUnavailable, UniqueViolation
 
+
+class Collision(StorageUnavailable):
+    """Another transaction was in the way, and the database gave this one up: a deadlock, a lock
+    that did not come free in time. Run again, it goes through."""
+
+
+class Disconnected(StorageUnavailable):
+    """The connection is gone. A transaction whose COMMIT was not sent has left no trace."""
+
+
 _SQLITE_UNIQUE: Final = frozenset({"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"})
 _SQLSTATE_UNIQUE: Final = "23505"
+_SQLSTATES_COLLISION: Final = frozenset({"40001", "40P01", "55P03"})
+_SQLSTATES_DISCONNECTED: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
+"""PostgreSQL's, beside class 08: it shuts down, starts up, or ends a session that was idle."""
 
 
 def translated(error: BaseException) -> BaseException:
@@ -28,16 +41,32 @@ def translated(error: BaseException) -> BaseException:
         if not names_unique and getattr(theirs, "sqlstate", None) != _SQLSTATE_UNIQUE:
             return error
         ours = UniqueViolation(str(theirs))
-    elif _is_environment(error, type(theirs).__name__, kinds):
-        ours = StorageUnavailable(str(theirs))
+    elif _is_environment(error, theirs, kinds):
+        ours = _kind(theirs)(str(theirs))
     else:
         return error
     ours.__cause__ = error
     return ours
 
 
-def _is_environment(error: BaseException, name: str, kinds: set[str]) -> bool:
+def _is_environment(error: BaseException, theirs: BaseException, kinds: set[str]) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    # sqlite3 raises the bare DatabaseError for a file that is corrupt or no database.
-    return name == "DatabaseError" or not kinds.isdisjoint({"OperationalError", "InternalError"})
+    # sqlite3 raises the bare DatabaseError for a file that is corrupt or no database; its
+    # InterfaceError is a bug of ours, that of drivers with SQLSTATEs a connection that is gone.
+    return (
+        type(theirs).__name__ == "DatabaseError"
+        or not kinds.isdisjoint({"OperationalError", "InternalError"})
+        or ("InterfaceError" in kinds and hasattr(theirs, "sqlstate"))
+    )
+
+
+def _kind(theirs: BaseException) -> type[StorageUnavailable]:
+    # sqlite3's errors have no SQLSTATE. Drivers that know it leave it empty for what they find out
+    # themselves, without an answer from the database: that there is no connection any more.
+    state = getattr(theirs, "sqlstate", "")
+    if state in _SQLSTATES_COLLISION:
+        return Collision
+    if state is None or state in _SQLSTATES_DISCONNECTED or state.startswith("08"):
+        return Disconnected
+    return StorageUnavailable

@@ -6,6 +6,11 @@ inserted together cost a third of rows inserted one by one; so inserts are kept 
   - at the end of the transaction (`flush`), or
   - before a statement that could meet one of them.
 
+So are the records of attempts, which change a row each. A record is right if its node still holds
+the claim, which it nearly always does; so that is presumed, and found out when they are written
+together. If it was wrong, what a function was told may have been, and nothing of the transaction
+is to be kept: `failure` is WronglyPresumed. A session that is not `presuming` asks at once.
+
 Undo: what a function only kept back is dropped again if it raises (`withdraw`). What it has
 already written is undone only with the whole transaction; the writer does that.
 
@@ -17,7 +22,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.sql.base import Executable
 
@@ -25,7 +30,7 @@ from primeflowd.errors import UniqueViolation
 from primeflowd.model import Attempt, Batch, Delivery, RetryPolicy, SigningSecret, StoredAnswer
 from primeflowd.sql import rows
 from primeflowd.sql.failures import translated
-from primeflowd.sql.statements import Statements
+from primeflowd.sql.statements import Statements, delivery_changes
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -34,22 +39,45 @@ CHUNK = 5_000
 """Most values in one IN list; SQLite takes 32,766 parameters, PostgreSQL 65,535."""
 
 
-class Session:
-    """One transaction on `connection`. Used by one thread, for one group."""
+class WronglyPresumed(Exception):
+    """A record of an attempt was not as presumed: the functions must run again, asking."""
 
-    def __init__(self, connection: Connection, statements: Statements) -> None:
+
+class Session:
+    """One transaction on `connection`. Used by one thread, for one group.
+
+    Attributes:
+        failure: why the transaction is not to be trusted any more.
+        left_for_others: there is something in it that another node may want to take up soon.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        statements: Statements,
+        *,
+        writes: bool = False,
+        presuming: bool = False,
+    ) -> None:
+        """`writes`: other nodes' transactions shall wait for this one to change what it reads."""
         self.failure: BaseException | None = None
+        self.left_for_others = False
+        self._writes = writes
+        self._presuming = presuming
         self._connection = connection
         self._hot = statements
         self._cursor: DBAPICursor | None = None
         self._batches: dict[str, Batch] = {}
         self._deliveries: dict[str, Delivery] = {}
+        # By delivery: the node that records, and the delivery as it shall be.
+        self._records: dict[str, tuple[str, Delivery]] = {}
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._answers: dict[tuple[str, str, str, str], StoredAnswer] = {}
-        # How much the functions before the present one have kept back, and whether this one has
-        # written anything already.
-        self._marks = (0, 0, 0, 0)
+        # How much the functions before the present one have kept back, whether this one has
+        # written anything already, and whether they have left anything for others.
+        self._marks = _NOTHING
         self._written = False
+        self._had_left = False
         # Read once per group: a thousand new batches of one org ask the same two questions.
         self._policies: dict[tuple[str, str], RetryPolicy | None] = {}
         self._current_secrets: dict[str, SigningSecret | None] = {}
@@ -60,6 +88,7 @@ class Session:
         """What is kept back and written from now on is the next function's."""
         self._marks = self._kept()
         self._written = False
+        self._had_left = self.left_for_others
 
     def withdraw(self) -> bool:
         """Drop what the present function did; False if that takes a rollback."""
@@ -68,6 +97,7 @@ class Session:
         kept: list[dict[Any, Any]] = [
             self._batches,
             self._deliveries,
+            self._records,
             self._attempts,
             self._answers,
         ]
@@ -75,6 +105,7 @@ class Session:
             # Dicts keep the order of insertion: the last ones are this function's.
             while len(buffer) > mark:
                 buffer.popitem()
+        self.left_for_others = self._had_left
         return True
 
     def flush(self) -> None:
@@ -82,29 +113,37 @@ class Session:
 
         Raises:
             UniqueViolation: a row exists; it may be any function's of this transaction.
+            WronglyPresumed: likewise.
         """
-        if self._kept() == (0, 0, 0, 0):
+        kept = self._kept()
+        if kept == _NOTHING:
             return
-        if self._kept() != self._marks:
+        if kept != self._marks:
             self._written = True
-        self._marks = (0, 0, 0, 0)
+        self._marks = _NOTHING
         if self._batches:
             self._run_many(self._hot.insert_batch, rows.BATCHES, self._batches)
         if self._deliveries:
             self._run_many(self._hot.insert_delivery, rows.DELIVERIES, self._deliveries)
+        if self._records:
+            self._write_records()
         if self._attempts:
             self._run_many(self._hot.insert_attempt, rows.ATTEMPTS, self._attempts)
         if self._answers:
-            self._run_many(self._hot.put_answer, rows.ANSWERS, self._answers)
+            self._run_many(self._hot.insert_answer, rows.ANSWERS, self._answers)
 
     # For the mixins
 
     def _keep(self, buffer: dict[K, V], key: K, value: V) -> None:
         """Keep a row back. Raises UniqueViolation if another is kept back under its key."""
         if key in buffer:
-            self.failure = UniqueViolation(f"{key} was inserted by the same group")
-            raise self.failure
+            self._fail(UniqueViolation(f"{key} was inserted by the same group"))
         buffer[key] = value
+
+    def _locking(self, query: Select[Any]) -> Select[Any]:
+        """`query` for rows that are read to be changed: no other transaction changes them before
+        this one ends. SQLite has one writer at a time, and ignores it."""
+        return query.with_for_update() if self._writes else query
 
     def _read(self, statement: Executable, values: dict[str, Any] | None = None) -> Sequence[Any]:
         """The rows that `statement` finds; what is kept back is written first."""
@@ -143,15 +182,34 @@ class Session:
         On the driver's own cursor: for a single row SQLAlchemy would cost twice what SQLite does.
         """
         try:
-            if self._cursor is None:
-                self._cursor = self._connection.connection.cursor()
-            self._cursor.execute(statement, values)
-            changed = self._cursor.rowcount
+            cursor = self._own_cursor()
+            cursor.execute(statement, values)
+            changed = cursor.rowcount
         except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
             self._fail(error)
         if changed:
             self._written = True
         return changed
+
+    def _write_records(self) -> None:
+        values = [
+            (*delivery_changes(after), after.id, after.org_id, node_id)
+            for node_id, after in self._records.values()
+        ]
+        self._records.clear()
+        try:
+            cursor = self._own_cursor()
+            cursor.executemany(self._hot.record, values)
+            changed = cursor.rowcount
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
+            self._fail(error)
+        if changed != len(values):
+            self._fail(WronglyPresumed(f"{changed} of {len(values)} records were as presumed"))
+
+    def _own_cursor(self) -> DBAPICursor:
+        if self._cursor is None:
+            self._cursor = self._connection.connection.cursor()
+        return self._cursor
 
     def _run_many(self, statement: str, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
         values = [of.row(value) for value in buffer.values()]
@@ -162,16 +220,22 @@ class Session:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> NoReturn:
-        self.failure = translated(error)
+        # The first one: what comes after it may only say that the transaction is broken.
+        if self.failure is None:
+            self.failure = translated(error)
         raise self.failure
 
-    def _kept(self) -> tuple[int, int, int, int]:
+    def _kept(self) -> tuple[int, int, int, int, int]:
         return (
             len(self._batches),
             len(self._deliveries),
+            len(self._records),
             len(self._attempts),
             len(self._answers),
         )
+
+
+_NOTHING = (0, 0, 0, 0, 0)
 
 
 def chunks(values: Collection[K]) -> Iterator[list[K]]:

@@ -76,6 +76,7 @@ items: Final = Table(
     Column("input", LargeBinary),
     Column("output", LargeBinary),
     Column("error", LargeBinary),
+    Column("org_id", Text, nullable=False, server_default=""),
     # Reports that name an item by its client_ref; no two items of a batch share one.
     _partial(
         "items_by_client_ref",
@@ -124,7 +125,7 @@ deliveries: Final = Table(
     # claim(), when one destination crowds the head of the queue: what is due, destination by
     # destination.
     _partial("deliveries_due_by_destination", "destination", "due_at", "id", where=DUE),
-    # release() and release_lost(): as many entries as nodes hold deliveries in memory.
+    # release(), end_lease() and release_lost(): as many entries as nodes hold deliveries in memory.
     _partial("deliveries_claimed", "claimed_by", where=CLAIMED),
     # Bulk redelivery walks an org's failed deliveries by id, resuming where it stopped.
     _partial("deliveries_failed", "org_id", "id", where=FAILED),
@@ -143,6 +144,7 @@ attempts: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("error_message", Text),
     Column("response_body", Text),
+    Column("org_id", Text, nullable=False, server_default=""),
     # Only ever found by delivery: one b-tree instead of two.
     sqlite_with_rowid=False,
 )
@@ -224,6 +226,23 @@ recoveries: Final = Table(
     Column("position", Text),
     Column("created_at", BigInteger, nullable=False),
     Column("completed_at", BigInteger),
+)
+
+# One row per living node: its claims stand for as long as its lease does.
+nodes: Final = Table(
+    "nodes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("began_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+)
+
+# What one node has to tell another of the deliveries that the other holds; a handful of rows.
+orders: Final = Table(
+    "orders",
+    metadata,
+    Column("node_id", Text, primary_key=True),
+    Column("delivery_id", Text, primary_key=True),
 )
 
 notes: Final = Table(

@@ -3,8 +3,9 @@
 from primeflowd.sql.tx_access import AccessStatements
 from primeflowd.sql.tx_batches import BatchStatements
 from primeflowd.sql.tx_deliveries import DeliveryStatements
+from primeflowd.sql.tx_nodes import NodeStatements
 from primeflowd.sql.tx_queue import QueueStatements
 
 
-class SqlTx(BatchStatements, DeliveryStatements, QueueStatements, AccessStatements):
+class SqlTx(BatchStatements, DeliveryStatements, QueueStatements, NodeStatements, AccessStatements):
     """One transaction; see session.py for how it defers, undoes and fails."""

@@ -2,6 +2,7 @@
 
 from sqlalchemy import delete, select, text, tuple_
 
+from primeflowd.errors import UniqueViolation
 from primeflowd.instants import Micros
 from primeflowd.model import ApiKey, Recovery, RetryPolicy, SigningSecret, StoredAnswer
 from primeflowd.sql import rows
@@ -46,11 +47,10 @@ class AccessStatements(Session):
     # Signing secrets and API keys
 
     def secret(self, org_id: str, secret_id: str) -> SigningSecret | None:
-        found = self._read_stored(
-            select(*rows.SECRETS.columns).where(
-                secrets.c.id == secret_id, secrets.c.org_id == org_id
-            )
+        query = select(*rows.SECRETS.columns).where(
+            secrets.c.id == secret_id, secrets.c.org_id == org_id
         )
+        found = self._read_stored(self._locking(query))
         return rows.SECRETS.value(found[0]) if found else None
 
     def current_secret(self, org_id: str) -> SigningSecret | None:
@@ -66,7 +66,7 @@ class AccessStatements(Session):
         if org_id is not None:
             query = query.where(secrets.c.org_id == org_id)
         query = query.order_by(secrets.c.created_at.desc(), secrets.c.id.desc())
-        return [rows.SECRETS.value(row) for row in self._read_stored(query)]
+        return [rows.SECRETS.value(row) for row in self._read_stored(self._locking(query))]
 
     def put_secret(self, secret: SigningSecret) -> None:
         self._current_secrets.pop(secret.org_id, None)
@@ -95,10 +95,12 @@ class AccessStatements(Session):
         found = self._read_stored(select(*rows.ANSWERS.columns).where(_scope == scope))
         return rows.ANSWERS.value(found[0]) if found else None
 
-    def put_answer(self, answer: StoredAnswer) -> None:
+    def put_answer(self, answer: StoredAnswer, replaces: StoredAnswer | None = None) -> None:
         scope = (answer.org_id, answer.method, answer.path, answer.key)
-        if scope in self._answers:
-            self.flush()
+        if replaces is not None:
+            same = answers.c.created_at == replaces.created_at
+            if not self._write(delete(answers).where(_scope == scope, same)):
+                self._fail(UniqueViolation(f"the answer to {scope} was replaced meanwhile"))
         self._keep(self._answers, scope, answer)
 
     def sealed_answers(self) -> list[StoredAnswer]:
@@ -113,11 +115,10 @@ class AccessStatements(Session):
     # Bulk redelivery
 
     def recovery(self, org_id: str, recovery_id: str) -> Recovery | None:
-        found = self._read_stored(
-            select(*rows.RECOVERIES.columns).where(
-                recoveries.c.id == recovery_id, recoveries.c.org_id == org_id
-            )
+        query = select(*rows.RECOVERIES.columns).where(
+            recoveries.c.id == recovery_id, recoveries.c.org_id == org_id
         )
+        found = self._read_stored(self._locking(query))
         return rows.RECOVERIES.value(found[0]) if found else None
 
     def running_recoveries(self) -> list[Recovery]:

@@ -8,7 +8,7 @@ from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Page
 from primeflowd.model import Batch, Item
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
-from primeflowd.sql.statements import batch_changes, upsert
+from primeflowd.sql.statements import batch_changes, hidden, upsert
 from primeflowd.sql.tables import batches, items
 
 
@@ -17,11 +17,10 @@ class BatchStatements(Session):
         if batch_id in self._batches:
             kept = self._batches[batch_id]
             return kept if kept.org_id == org_id else None
-        found = self._read_stored(
-            select(*rows.BATCHES.columns).where(
-                batches.c.id == batch_id, batches.c.org_id == org_id
-            )
+        query = select(*rows.BATCHES.columns).where(
+            batches.c.id == batch_id, hidden(batches.c.org_id) == org_id
         )
+        found = self._read_stored(self._locking(query))
         return rows.BATCHES.value(found[0]) if found else None
 
     def taken_batch_ids(self, batch_ids: Collection[str]) -> set[str]:
@@ -37,7 +36,7 @@ class BatchStatements(Session):
     def update_batch(self, batch: Batch) -> None:
         if batch.id in self._batches:
             self.flush()
-        self._write_hot(self._hot.update_batch, (*batch_changes(batch), batch.id))
+        self._write_hot(self._hot.update_batch, (*batch_changes(batch), batch.id, batch.org_id))
 
     def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]:
         query = newest_first(batches, page).where(batches.c.org_id == org_id)
@@ -50,18 +49,24 @@ class BatchStatements(Session):
             query = query.where(batches.c.plan_id == where.plan_id)
         return [rows.BATCHES.value(row) for row in self._read(query)]
 
-    def items(self, batch_id: str, after_index: int | None, limit: int | None) -> list[Item]:
-        query = select(*rows.ITEMS.columns).where(items.c.batch_id == batch_id)
+    def items(
+        self, org_id: str, batch_id: str, after_index: int | None, limit: int | None
+    ) -> list[Item]:
+        query = select(*rows.ITEMS.columns).where(
+            items.c.batch_id == batch_id, items.c.org_id == org_id
+        )
         if after_index is not None:
             query = query.where(items.c.sequence_index > after_index)
         found = self._read_stored(query.order_by(items.c.sequence_index).limit(limit))
         return [rows.ITEMS.value(row) for row in found]
 
     def find_items(
-        self, batch_id: str, indexes: Collection[int], client_refs: Collection[str]
+        self, org_id: str, batch_id: str, indexes: Collection[int], client_refs: Collection[str]
     ) -> list[Item]:
         found: dict[int, Item] = {}
-        of_batch = select(*rows.ITEMS.columns).where(items.c.batch_id == batch_id)
+        of_batch = select(*rows.ITEMS.columns).where(
+            items.c.batch_id == batch_id, items.c.org_id == org_id
+        )
         queries = [
             *(of_batch.where(items.c.sequence_index.in_(chunk)) for chunk in chunks(indexes)),
             *(of_batch.where(items.c.client_ref.in_(chunk)) for chunk in chunks(client_refs)),

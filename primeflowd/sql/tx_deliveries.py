@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from itertools import accumulate
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 
@@ -9,25 +10,29 @@ from primeflowd.hookspecs import DeliveryFilter, Page
 from primeflowd.model import Attempt, Delivery
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
-from primeflowd.sql.statements import delivery_changes
+from primeflowd.sql.statements import delivery_changes, hidden
 from primeflowd.sql.tables import FAILED, IN_FLIGHT, attempts, batches, deliveries
 from primeflowd.sql.tx_batches import created_within, newest_first
 
 
 class DeliveryStatements(Session):
     def insert_delivery(self, delivery: Delivery) -> None:
+        if delivery.claimed_by is None:
+            self.left_for_others = True
         self._keep(self._deliveries, delivery.id, delivery)
 
     def delivery(self, org_id: str | None, delivery_id: str) -> Delivery | None:
         query = select(*rows.DELIVERIES.columns).where(deliveries.c.id == delivery_id)
         if org_id is not None:
-            query = query.where(deliveries.c.org_id == org_id)
-        found = self._read(query)
+            query = query.where(hidden(deliveries.c.org_id) == org_id)
+        found = self._read(self._locking(query))
         return rows.DELIVERIES.value(found[0]) if found else None
 
-    def in_flight(self, batch_id: str) -> Delivery | None:
+    def in_flight(self, org_id: str, batch_id: str) -> Delivery | None:
         found = self._read(
-            select(*rows.DELIVERIES.columns).where(deliveries.c.batch_id == batch_id, IN_FLIGHT)
+            select(*rows.DELIVERIES.columns).where(
+                deliveries.c.batch_id == batch_id, hidden(deliveries.c.org_id) == org_id, IN_FLIGHT
+            )
         )
         return rows.DELIVERIES.value(found[0]) if found else None
 
@@ -42,9 +47,13 @@ class DeliveryStatements(Session):
         return count
 
     def update_delivery(self, delivery: Delivery) -> None:
-        if delivery.id in self._deliveries:
+        if delivery.claimed_by is None:
+            self.left_for_others = True
+        if delivery.id in self._deliveries or delivery.id in self._records:
             self.flush()
-        self._write_hot(self._hot.update_delivery, (*delivery_changes(delivery), delivery.id))
+        self._write_hot(
+            self._hot.update_delivery, (*delivery_changes(delivery), delivery.id, delivery.org_id)
+        )
 
     def failed_after(
         self, org_id: str, where: DeliveryFilter, position: str | None, limit: int
@@ -66,39 +75,45 @@ class DeliveryStatements(Session):
                 found.setdefault(attempt.delivery_id, []).append(attempt)
         return found
 
-    def payloads(self, batch_ids: Collection[str], within: int | None = None) -> dict[str, bytes]:
+    def payloads(
+        self, deliveries: Collection[Delivery], within: int | None = None
+    ) -> dict[str, bytes]:
+        # An id of a batch is its org's: the org is compared here, so that the rows are found by
+        # the key alone.
         if within is not None:
-            batch_ids = self._first_within(batch_ids, within)
-        found: dict[str, bytes] = {}
-        for chunk in chunks(batch_ids):
-            query = select(batches.c.id, batches.c.payload).where(
-                batches.c.id.in_(chunk), batches.c.payload.is_not(None)
-            )
-            found.update((row.id, row.payload) for row in self._read(query))
-        return found
+            deliveries = self._first_within(deliveries, within)
+        payloads = self._of_batches(deliveries, batches.c.payload)
+        keys = ((each.id, (each.org_id, each.batch_id)) for each in deliveries)
+        return {delivery_id: payloads[key] for delivery_id, key in keys if key in payloads}
 
-    def _first_within(self, batch_ids: Collection[str], within: int) -> list[str]:
+    def _first_within(self, deliveries: Collection[Delivery], within: int) -> list[Delivery]:
         """The first of these whose payloads make at most so many bytes in all.
 
         A length costs no more than a row's header: the pages that a large value overflows to stay
         unread.
         """
-        length = func.length(batches.c.payload)
-        sizes: dict[str, int] = {}
-        for chunk in chunks(batch_ids):
-            query = select(batches.c.id, length).where(batches.c.id.in_(chunk), length.is_not(None))
-            sizes.update((batch_id, size) for batch_id, size in self._read(query))
-        known = [batch_id for batch_id in batch_ids if batch_id in sizes]
-        totals = accumulate(sizes[batch_id] for batch_id in known)
-        return [batch_id for batch_id, total in zip(known, totals, strict=True) if total <= within]
+        sizes = self._of_batches(deliveries, func.length(batches.c.payload))
+        known = [each for each in deliveries if (each.org_id, each.batch_id) in sizes]
+        totals = accumulate(sizes[each.org_id, each.batch_id] for each in known)
+        return [each for each, total in zip(known, totals, strict=True) if total <= within]
+
+    def _of_batches(
+        self, deliveries: Collection[Delivery], column: ColumnElement[Any]
+    ) -> dict[tuple[str, str], Any]:
+        """A value of each delivery's batch, by org and id of the batch, where there is one."""
+        found: dict[tuple[str, str], Any] = {}
+        for chunk in chunks({each.batch_id for each in deliveries}):
+            query = select(batches.c.org_id, batches.c.id, column.label("value")).where(
+                batches.c.id.in_(chunk), column.is_not(None)
+            )
+            found.update(((row.org_id, row.id), row.value) for row in self._read(query))
+        return found
 
 
 def _matching(org_id: str, where: DeliveryFilter) -> list[ColumnElement[bool]]:
     of_org = deliveries.c.org_id == org_id
     if where.batch_id is not None or where.ids is not None:
-        # An expression over org_id cannot use the index that begins with it: without statistics
-        # a planner prefers that one for its order, and reads all of an org to find one batch.
-        of_org = deliveries.c.org_id.concat("") == org_id
+        of_org = hidden(deliveries.c.org_id) == org_id
     conditions = [of_org, *created_within(deliveries, where)]
     for column, value in (
         (deliveries.c.status, where.status),

@@ -12,8 +12,8 @@ from primeflowd.instants import Micros
 from primeflowd.model import Attempt, Delivery
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
-from primeflowd.sql.statements import delivery_changes
-from primeflowd.sql.tables import CLAIMED, DUE, FINISHED, deliveries
+from primeflowd.sql.statements import delivery_changes, hidden
+from primeflowd.sql.tables import DUE, FINISHED, deliveries
 
 Due: TypeAlias = tuple[Micros, str, str]
 """When a delivery is due, its id, its destination; sorts as the queue does."""
@@ -27,6 +27,9 @@ _head: Final = (
     .where(DUE, deliveries.c.due_at <= bindparam("until"))
     .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(bindparam("rows", type_=Integer))
+    # What another node is claiming at this moment is not waited for. SQLite ignores it: there
+    # transactions that write exclude each other.
+    .with_for_update(skip_locked=True)
 )
 """The head of the queue, from the index alone. All that claim() needs as long as destinations stay
 below their share."""
@@ -69,7 +72,9 @@ class QueueStatements(Session):
             due = self._due_by_destination(until, limit, share, held)
         claimed: list[Any] = []
         for chunk in chunks([delivery_id for _, delivery_id, _ in due]):
-            change = update(deliveries).where(deliveries.c.id.in_(chunk), DUE)
+            # They are locked: nobody has claimed them since they were read. To ask for DUE again
+            # would lead a planner to the index of all that is due.
+            change = update(deliveries).where(deliveries.c.id.in_(chunk))
             change = change.values(claimed_by=node_id)
             claimed += self._write_returning(change.returning(*rows.DELIVERIES.columns))
         found = [rows.DELIVERIES.value(row) for row in claimed]
@@ -110,23 +115,26 @@ class QueueStatements(Session):
         return nsmallest(limit, due)
 
     def release(self, node_id: str, delivery_ids: Collection[str] | None) -> int:
-        change = update(deliveries).where(deliveries.c.claimed_by == node_id)
-        change = change.values(claimed_by=None)
+        self.left_for_others = True
+        change = update(deliveries).values(claimed_by=None)
         if delivery_ids is None:
-            return self._write(change)
+            return self._write(change.where(deliveries.c.claimed_by == node_id))
         return sum(
-            self._write(change.where(deliveries.c.id.in_(chunk))) for chunk in chunks(delivery_ids)
+            self._write(
+                change.where(deliveries.c.id.in_(chunk), hidden(deliveries.c.claimed_by) == node_id)
+            )
+            for chunk in chunks(delivery_ids)
         )
 
-    def release_lost(self, node_id: str) -> int:
-        change = update(deliveries).where(CLAIMED, deliveries.c.claimed_by != node_id)
-        return self._write(change.values(claimed_by=None))
-
     def record_attempt(self, node_id: str, attempt: Attempt, after: Delivery) -> Fate:
-        if after.id in self._deliveries:
+        if after.id in self._deliveries or after.id in self._records:
             self.flush()
         fate: Fate = "recorded"
-        if not self._write_hot(self._hot.record, (*delivery_changes(after), after.id, node_id)):
+        if self._presuming:
+            self._keep(self._records, after.id, (node_id, after))
+        elif not self._write_hot(
+            self._hot.record, (*delivery_changes(after), after.id, after.org_id, node_id)
+        ):
             if not self._record_late(node_id, after):
                 return "lost"
             fate = "ended"
@@ -136,7 +144,10 @@ class QueueStatements(Session):
     def _record_late(self, node_id: str, after: Delivery) -> bool:
         """Count an attempt of a delivery that a person ended while it was under way."""
         change = update(deliveries).where(
-            deliveries.c.id == after.id, deliveries.c.claimed_by == node_id, FINISHED
+            deliveries.c.id == after.id,
+            hidden(deliveries.c.org_id) == after.org_id,
+            hidden(deliveries.c.claimed_by) == node_id,
+            FINISHED,
         )
         return bool(
             self._write(

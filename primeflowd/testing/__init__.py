@@ -9,6 +9,9 @@ Public are:
 - `receiver_process.ReceiverProcess`, `receiver_process.Arrival`: a receiver beside it
 - `receiver.open_receiver`, `receiver.Receiver`, `receiver.Received`, `receiver.Answer`,
   `receiver.Script`: a receiver inside a Trio test; `python -m primeflowd.testing.receiver`
+- `cluster.Cluster`, `cluster.Node`: several real nodes on one storage; `load.Load`,
+  `load.Receivers`: what keeps them busy; `mishaps.Kills`: what befalls them; `audit.Audit`,
+  `audit.Incident`: whether all that was accepted was sent, and was sent once
 - `factories`: valid values of `primeflowd.model` with a default for each field
 
 These follow the hooks: what is right with one `hookspecs.HOOK_API` stays right until that number

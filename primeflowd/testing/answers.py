@@ -3,7 +3,7 @@
 Pure.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -62,6 +62,11 @@ def read_script(text: str) -> tuple[Answer, ...]:
             if isinstance(answer, dict) and isinstance(answer.get(name), str):
                 answer[name] = answer[name].encode()
     return msgspec.convert(answers, tuple[Answer, ...])
+
+
+def turn(script: Sequence[Answer], number: int) -> Answer:
+    """The answer to the request of this number, counted from 1: the last for all that follow."""
+    return script[min(number, len(script)) - 1]
 
 
 def head(answer: Answer) -> bytes:

@@ -34,6 +34,10 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
         """First value of the header `name`, in any case, or None."""
         return next((v for n, v in self.headers if n.lower() == name.lower()), None)
 
+    def attempt(self) -> int:
+        """Which attempt of its delivery this is; 1 if it does not say."""
+        return int(self.header("Primeflow-Attempt") or 1)
+
 
 def line(request: Received) -> bytes:
     """A request as one line of JSON; a body that is not UTF-8 is in `body_base64`."""

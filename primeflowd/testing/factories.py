@@ -54,6 +54,7 @@ def make_batch(**changes: Any) -> Batch:
 def make_item(**changes: Any) -> Item:
     """The first item of a batch, queued."""
     values: dict[str, Any] = {
+        "org_id": ORG,
         "batch_id": new_id(),
         "sequence_index": 0,
         "client_ref": None,
@@ -98,6 +99,7 @@ def make_attempt(**changes: Any) -> Attempt:
     """A first attempt that was answered 200."""
     values: dict[str, Any] = {
         "id": new_id(),
+        "org_id": ORG,
         "delivery_id": new_id(),
         "attempt_number": 1,
         "status_code": 200,

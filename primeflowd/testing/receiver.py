@@ -93,7 +93,7 @@ class Receiver:
             return self.script
         if callable(self.script):
             return self.script(request)
-        return self.script[min(request.number, len(self.script)) - 1]
+        return answers.turn(self.script, request.number)
 
 
 @contextlib.asynccontextmanager
@@ -258,12 +258,18 @@ async def _run(options: argparse.Namespace) -> None:
     if options.tls:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(options.tls)
+    script: Script = options.script
+    if options.by_attempt:
+
+        def script(request: Received) -> Answer:
+            return answers.turn(options.script, request.attempt())
+
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             trio.open_nursery() as nursery,
             open_receiver(
                 nursery,
-                options.script,
+                script,
                 host=options.host,
                 port=options.port,
                 tls=tls,
@@ -285,8 +291,11 @@ def main() -> None:
     parser.add_argument(
         "--script",
         type=answers.read_script,
-        default=_AT_ONCE,
+        default=(_AT_ONCE,),
         help="answers as JSON, one for each request in turn, the last for all that follow",
+    )
+    parser.add_argument(
+        "--by-attempt", action="store_true", help="one for each attempt of a delivery in turn"
     )
     parser.add_argument("--log", type=Path, help="file to append requests to, as lines of JSON")
     parser.add_argument("--tls", type=Path, help="PEM file with a certificate chain and its key")

@@ -30,15 +30,23 @@ class ReceiverProcess:
     """A receiver that logs to `log` and answers as `script` says, for ever as its last answer.
 
     An answer is a mapping with some of the fields of `primeflowd.testing.receiver.Answer`, with
-    `body` and `raw` as text; `{}` is a 200.
+    `body` and `raw` as text; `{}` is a 200. With `by_attempt` the first answer is for the first
+    attempt of any delivery, and so on; without, for the first request.
 
     Attributes:
         url: where callbacks may be sent, once it runs.
     """
 
-    def __init__(self, log: Path, script: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        log: Path,
+        script: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        by_attempt: bool = False,
+    ) -> None:
         self._log = log
         self.script = list(script or [{}])
+        self._by_attempt = by_attempt
         self._arrivals: list[Arrival] = []
         self._read = 0
 
@@ -47,6 +55,7 @@ class ReceiverProcess:
             [
                 *(sys.executable, "-m", "primeflowd.testing.receiver", "--port", "0"),
                 *("--script", json.dumps(self.script), "--log", str(self._log)),
+                *(["--by-attempt"] if self._by_attempt else []),
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -76,10 +85,13 @@ class ReceiverProcess:
         return {
             str(json.loads(arrival.body)["batch_id"])
             for arrival in self.arrivals()
-            if self._answered_well(arrival.number)
+            if self._answered_well(arrival)
         }
 
-    def _answered_well(self, number: int) -> bool:
+    def _answered_well(self, arrival: Arrival) -> bool:
+        number = arrival.number
+        if self._by_attempt:
+            number = int(arrival.headers["primeflow-attempt"])
         answer = self.script[min(number, len(self.script)) - 1]
         return bool(answer.get("status", 200) == 200 and not answer.get("hang"))
 

@@ -10,19 +10,39 @@ A storage plugin subclasses it in its own tests, with pytest and pytest-trio::
         def open(self) -> AbstractAsyncContextManager[Storage]:
             return open_my_storage(self.path, node_id="node-1")
 
-What the environment can do to a storage (a full disk, a lost connection, two processes) differs
-with each and is for its own tests.
+A storage that several nodes can share subclasses SharedStorageConformance instead, and has::
+
+        def open_again(self) -> AbstractAsyncContextManager[Storage]:
+            return open_my_storage(self.path, node_id="node-2")
+
+Of values: bytes are any bytes, text is any Unicode but NUL and lone surrogates, integers fit into
+64 bits.
+
+What the environment can do to a storage (a full disk, a lost connection, a process that dies)
+differs with each and is for its own tests.
 """
 
 from primeflowd.testing.conformance.access import AccessPromises
 from primeflowd.testing.conformance.batches import BatchPromises
 from primeflowd.testing.conformance.callers import CallerPromises
 from primeflowd.testing.conformance.deliveries import DeliveryPromises
+from primeflowd.testing.conformance.nodes import NodePromises
 from primeflowd.testing.conformance.queue import QueuePromises
+from primeflowd.testing.conformance.sharing import SharingPromises
 from primeflowd.testing.conformance.writes import WritePromises
 
 
 class StorageConformance(
-    WritePromises, CallerPromises, BatchPromises, DeliveryPromises, QueuePromises, AccessPromises
+    WritePromises,
+    CallerPromises,
+    BatchPromises,
+    DeliveryPromises,
+    QueuePromises,
+    NodePromises,
+    AccessPromises,
 ):
     """Subclass it, give it open(), and set `durable` to False if nothing outlives a close."""
+
+
+class SharedStorageConformance(StorageConformance, SharingPromises):
+    """As StorageConformance, and two nodes have it open at once; give it open_again() as well."""

@@ -29,6 +29,7 @@ async def test_broken_as_by_a_disk() -> None:
         with pytest.raises(StorageUnavailable, match="disk full"):
             await storage.read(lambda tx: tx.note("a"))
         assert not storage.statistics().healthy
+        assert storage.statistics().failures == 1
         storage.fail_with = None
         assert await storage.read(lambda tx: tx.note("a")) is None
         await storage.write(lambda tx: tx.put_note("a", "1"))

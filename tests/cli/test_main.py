@@ -40,7 +40,10 @@ def test_help_names_every_command(primeflowd: Run) -> None:
     done = primeflowd("--help")
     assert done.returncode == 0
     names = group.list_commands(click.Context(group))
-    assert names == ["run", "init", "check-config", "plugins", "keys", "secrets", "demo"]
+    assert names == [
+        *("run", "init", "check-config", "plugins", "keys", "secrets"),
+        *("migrate", "copy-storage", "demo"),
+    ]
     for name in names:
         assert f"\n  {name} " in done.stdout
 

@@ -49,7 +49,7 @@ def test_built_in_plugins_come_first(primeflowd: Run) -> None:
         "name": "primeflowd.builtin.sqlite",
         "distribution": "primeflowd",
         "version": __version__,
-        "hooks": ["open_storage"],
+        "hooks": ["migrate_storage", "open_storage"],
         "state": "built-in",
         "reason": None,
     }

@@ -48,11 +48,27 @@ def test_address_in_use_is_the_operators_to_mend(primeflowd: Run, tmp_path: Path
     assert all(json.loads(line)["event"] for line in log)
 
 
-def test_second_daemon_on_one_storage(primeflowd: Run, tmp_path: Path) -> None:
+def test_second_daemon_on_one_storage(tmp_path: Path) -> None:
+    """They share it: what one accepts, the other shows."""
+    with DaemonProcess(tmp_path) as first, DaemonProcess(tmp_path) as second:
+        key = first.create_key()
+        with first.client(key) as client:
+            batch = client.post("/v1/batches", json={}).json()
+        with second.client(key) as client:
+            assert client.get(f"/v1/batches/{batch['id']}").json() == batch
+        assert first.terminate() == 0
+        assert second.terminate() == 0
+
+
+def test_second_daemon_on_one_port(primeflowd: Run, tmp_path: Path) -> None:
+    """Not by accident: they would take requests from each other."""
     with DaemonProcess(tmp_path / "first") as daemon:
-        done = primeflowd("run", "--config", str(daemon.config))
+        address = daemon.url.removeprefix("http://")
+        (tmp_path / "primeflowd.toml").write_text(f'[api]\nbind = "{address}"\n')
+        done = primeflowd("run", env={"STATE_DIRECTORY": str(tmp_path / "first")})
         assert done.returncode == 1
-        assert "in use by another primeflowd" in done.stderr.splitlines()[-1]
+        last = done.stderr.splitlines()[-1]
+        assert last == f"primeflowd: error: cannot listen on {address}: Address already in use"
         assert daemon.terminate() == 0
 
 

@@ -4,6 +4,7 @@ import base64
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import trio
 
 from primeflowd import keyring
 from primeflowd.cli import secrets
+from primeflowd.cli.visit import visit
 from primeflowd.config import Config, Secrets
 from primeflowd.hookspecs import Tx
 from primeflowd.keyring import Keyring
@@ -112,7 +114,7 @@ def test_run_again_after_a_crash_past_the_commit(
     """Storage is under the new key and the file has the old one: the daemon would not start."""
     own, kept = state / "master.key", state / "master.key.old"
     old, new = keyring_of(own), keyring_of(new_file)
-    trio.run(secrets._rotate, Config(state_directory=str(state)), old, new)
+    visit(Config(state_directory=str(state)), partial(secrets._rotate, old, new))
     if linked:
         kept.hardlink_to(own)
         (state / "master.key.new").write_text("half a k")
@@ -191,19 +193,21 @@ def test_new_key_must_be_one(
 
 
 def test_daemon_must_be_stopped(tmp_path: Path, primeflowd: Run, new_file: Path) -> None:
-    """A running daemon would go on sealing under the old key."""
+    """A running daemon would go on sealing under the old key; one that was killed would not."""
     with DaemonProcess(tmp_path / "daemon") as daemon:
         done = primeflowd(
             *("secrets", "rotate-master-key", "--new-key-file", "new.key"),
             *("--config", str(daemon.config)),
         )
         assert done.returncode == 1
-        assert "in use by another primeflowd" in done.stderr
-        assert daemon.terminate() == 0
-    done = primeflowd(
-        *("secrets", "rotate-master-key", "--new-key-file", "new.key"),
-        *("--config", str(daemon.config)),
-    )
-    assert done.returncode == 0
+        node_id = daemon.events("daemon_ready")[-1]["node_id"]
+        assert f"in use by {node_id};" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        daemon.kill()
+        done = primeflowd(
+            *("secrets", "rotate-master-key", "--new-key-file", "new.key"),
+            *("--config", str(daemon.config)),
+        )
+    assert (done.returncode, done.stderr) == (0, "")
     with daemon:
         assert daemon.terminate() == 0

@@ -1,12 +1,13 @@
 """How the queue's questions are answered: from which index, and at what cost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
 
 from primeflowd.hookspecs import DeliveryFilter, Page, Tx
+from primeflowd.instants import HOUR
 from primeflowd.model import Delivery, new_id
 from primeflowd.sql import rows
 from primeflowd.sql.statements import Statements
@@ -76,6 +77,23 @@ def scans(plans: list[str]) -> list[str]:
     ]
 
 
+def count_steps(tx: SqlTx, function: Callable[[], object]) -> int:
+    """Steps of SQLite's machine, not time: the same on every computer."""
+    connection = tx._connection.connection.driver_connection
+    assert connection is not None
+    steps = 0
+
+    def progress() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection.set_progress_handler(progress, 100)
+    function()
+    connection.set_progress_handler(None, 0)
+    return steps * 100
+
+
 def test_claim_reads_the_head_of_the_queue(tx: SqlTx, plans: list[str]) -> None:
     claimed = tx.claim("node-1", NOW + 10, 100, 100, {})
     assert len(claimed) == 11
@@ -94,27 +112,43 @@ def test_claim_with_a_full_destination_goes_by_destination(tx: SqlTx, plans: lis
 
 
 def test_crowd_costs_no_more_than_its_share(tx: SqlTx) -> None:
-    """Steps of SQLite's machine, not time: the same on every computer."""
-    connection = tx._connection.connection.driver_connection
-    assert connection is not None
-    steps = 0
-
-    def progress() -> int:
-        nonlocal steps
-        steps += 1
-        return 0
-
-    connection.set_progress_handler(progress, 100)
-    tx.claim("node-1", NOW + 10**9, 100, 5, {DEAD: 5})
-    connection.set_progress_handler(None, 0)
     # Reading the crowd would take at least five steps a row.
-    assert steps * 100 < CROWD
+    assert count_steps(tx, lambda: tx.claim("node-1", NOW + 10**9, 100, 5, {DEAD: 5})) < CROWD
 
 
 def test_release_finds_claims_by_their_node(tx: SqlTx, plans: list[str]) -> None:
     tx.release("node-1", None)
-    tx.release_lost("node-1")
-    assert all("USING INDEX deliveries_claimed" in plan for plan in plans)
+    assert len(plans) == 1
+    assert "USING INDEX deliveries_claimed (claimed_by=?)" in plans[0]
+
+
+def test_claims_are_found_by_their_node(tx: SqlTx, plans: list[str]) -> None:
+    tx.claimed("node-1")
+    tx.end_lease("node-1")
+    of_deliveries = [plan for plan in plans if "deliveries" in plan]
+    assert len(of_deliveries) == 2
+    assert all("deliveries_claimed (claimed_by=?)" in plan for plan in of_deliveries)
+
+
+def test_lost_claims_cost_a_seek_per_node(tx: SqlTx, plans: list[str]) -> None:
+    """However many claims the living ones hold: a node looks every few seconds."""
+    tx.begin_lease("node-1", HOUR)
+    assert len(tx.claim("node-1", NOW + 10**9, CROWD, CROWD, {})) == CROWD
+    tx.insert_delivery(make_delivery(claimed_by="node-2"))
+    plans.clear()
+    steps = count_steps(tx, tx.release_lost)
+    assert scans(plans) == []
+    claimants = [plan for plan in plans if "deliveries_claimed" in plan]
+    assert all("COVERING INDEX deliveries_claimed" in plan for plan in claimants[:1])
+    assert steps < CROWD // 10
+
+
+def test_orders_are_found_by_their_node(tx: SqlTx, plans: list[str]) -> None:
+    tx.has_orders("node-1")
+    tx.put_order("node-1", "d")
+    tx.take_orders("node-1")
+    assert all("orders" in plan or "deliveries" in plan for plan in plans if plan)
+    assert [plan for plan in plans if "SCAN" in plan] == []
 
 
 def test_lists_are_read_in_order(tx: SqlTx, plans: list[str]) -> None:
@@ -152,12 +186,13 @@ def test_point_questions_use_their_index(tx: SqlTx, plans: list[str]) -> None:
     def ask(tx: Tx) -> None:
         tx.batch(ORG, "b")
         tx.taken_batch_ids(["a", "b"])
-        tx.items("b", 3, 10)
-        tx.find_items("b", [1], ["r"])
+        tx.items(ORG, "b", 3, 10)
+        tx.find_items(ORG, "b", [1], ["r"])
         tx.delivery(ORG, "d")
-        tx.in_flight("b")
+        tx.in_flight(ORG, "b")
         tx.attempts(["a", "b"])
-        tx.payloads(["a", "b"])
+        tx.payloads([make_delivery(), make_delivery()], 10)
+        tx.payloads([make_delivery(), make_delivery()])
         tx.policy(ORG, "")
         tx.policies(ORG)
         tx.current_secret(ORG)

@@ -76,7 +76,7 @@ async def refuse(
 
 def notes(writer: Writer) -> dict[str, str]:
     """What is stored, told by a connection of our own."""
-    with writer._engine.connect() as connection:
+    with writer.engine.connect() as connection:
         return dict(connection.exec_driver_sql("SELECT name, value FROM notes").fetchall())
 
 
@@ -156,7 +156,7 @@ async def test_refusal_does_not_spoil_its_group(writer: Writer) -> None:
     batch = make_batch()
 
     def refused(tx: Tx) -> None:
-        tx.in_flight(batch.id)
+        tx.in_flight(ORG, batch.id)
         tx.insert_batch(make_batch(id="not kept"))
         raise LookupError
 
@@ -187,13 +187,13 @@ async def test_raising_after_a_write_makes_each_run_alone(writer: Writer) -> Non
 async def test_raising_after_its_rows_were_written_for_a_read(writer: Writer) -> None:
     def raises(tx: Tx) -> None:
         tx.insert_delivery(make_delivery(batch_id="b"))
-        assert tx.in_flight("b") is not None
+        assert tx.in_flight(ORG, "b") is not None
         raise LookupError
 
     async with one_group(writer) as nursery:
         nursery.start_soon(refuse, writer, raises, LookupError)
         nursery.start_soon(writer.write, lambda tx: tx.put_note("a", "1"))
-    assert await writer.write(lambda tx: tx.in_flight("b")) is None
+    assert await writer.write(lambda tx: tx.in_flight(ORG, "b")) is None
     assert notes(writer) == {"a": "1"}
 
 
@@ -229,7 +229,7 @@ async def test_violation_that_a_function_swallows_is_raised_all_the_same(writer:
         try:
             tx.insert_delivery(make_delivery(batch_id="b"))
             tx.insert_delivery(make_delivery(batch_id="b"))
-            tx.in_flight("b")
+            tx.in_flight(ORG, "b")
         except UniqueViolation:
             tx.put_note("swallowed", "1")
 
@@ -237,7 +237,7 @@ async def test_violation_that_a_function_swallows_is_raised_all_the_same(writer:
         nursery.start_soon(refuse, writer, swallows, UniqueViolation)
         nursery.start_soon(writer.write, lambda tx: tx.put_note("a", "1"))
     assert notes(writer) == {"a": "1"}
-    assert await writer.write(lambda tx: tx.in_flight("b")) is None
+    assert await writer.write(lambda tx: tx.in_flight(ORG, "b")) is None
 
 
 async def test_unstorable_value_does_not_touch_the_others(writer: Writer) -> None:

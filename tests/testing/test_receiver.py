@@ -280,6 +280,20 @@ def test_as_a_process(end: signal.Signals) -> None:
         assert running.wait(10) == 0
 
 
+def test_as_a_process_by_attempt() -> None:
+    """Each delivery meets the script from its beginning."""
+    script = '[{"status": 503}, {"status": 500}, {}]'
+    with process("--script", script, "--by-attempt") as running:
+        assert running.stdout is not None
+        url = f"http://127.0.0.1:{int(running.stdout.readline())}/"
+
+        def status(attempt: str) -> int:
+            return httpx.post(url, headers={"Primeflow-Attempt": attempt}).status_code
+
+        assert [status(number) for number in ("2", "1", "1", "3", "9")] == [500, 503, 503, 200, 200]
+        assert httpx.post(url).status_code == 503
+
+
 def test_as_a_process_with_a_log(tmp_path: Path) -> None:
     """With --log the requests are in the file by the time that they are answered."""
     authority = Authority(tmp_path)

@@ -2,7 +2,17 @@
 
 import pytest
 
-_PARTS = ("access", "base", "batches", "callers", "deliveries", "queue", "writes")
+_PARTS = (
+    "access",
+    "base",
+    "batches",
+    "callers",
+    "deliveries",
+    "nodes",
+    "queue",
+    "sharing",
+    "writes",
+)
 
 # Before any of them is imported: so that an assertion that fails shows its values.
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))

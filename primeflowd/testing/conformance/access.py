@@ -1,5 +1,7 @@
 """Promises about retry policies, secrets, keys, stored answers, recoveries and notes."""
 
+from operator import methodcaller
+
 import pytest
 from msgspec.structs import replace
 
@@ -130,10 +132,47 @@ class AccessPromises(Conformance):
             old = make_answer()
             new = make_answer(body=b"new", created_at=NOW + 1, status=200, body_digest="ff" * 32)
             newest = replace(new, body=b"newest", sealed=True)
-            await store(storage, old)
-            await store(storage, new, newest)
-            found = await storage.read(lambda tx: tx.answer(ORG, old.method, old.path, old.key))
-            assert found == newest
+            other = make_answer(key="key-2")
+            await store(storage, old, other)
+            await storage.write(lambda tx: tx.put_answer(new, replaces=old))
+
+            def replace_twice(tx: Tx) -> None:
+                tx.put_answer(other, replaces=other)
+                tx.put_answer(newest, replaces=new)
+
+            await storage.write(replace_twice)
+
+            def look(tx: Tx) -> None:
+                assert tx.answer(ORG, old.method, old.path, old.key) == newest
+                assert tx.answer(ORG, other.method, other.path, other.key) == other
+
+            await storage.read(look)
+
+    async def test_answer_is_not_overwritten(self) -> None:
+        """2.6: of two requests under one key the later one finds the answer of the first."""
+        async with self.open() as storage:
+            first, second = make_answer(), make_answer(body=b"second", created_at=NOW + 1)
+            await store(storage, first)
+            with pytest.raises(UniqueViolation):
+                await store(storage, second)
+            gone = make_answer(created_at=NOW - 1)
+            for answer in (second, make_answer(key="none such")):
+                with pytest.raises(UniqueViolation):
+                    await storage.write(methodcaller("put_answer", answer, replaces=gone))
+
+            def twice(tx: Tx) -> None:
+                tx.put_answer(make_answer(key="twice"))
+                tx.put_answer(make_answer(key="twice"))
+
+            with pytest.raises(UniqueViolation):
+                await storage.write(twice)
+
+            def look(tx: Tx) -> None:
+                assert tx.answer(ORG, first.method, first.path, first.key) == first
+                assert tx.answer(ORG, first.method, first.path, "none such") is None
+                assert tx.answer(ORG, first.method, first.path, "twice") is None
+
+            await storage.read(look)
 
     async def test_sealed_answers(self) -> None:
         async with self.open() as storage:

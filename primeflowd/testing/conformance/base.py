@@ -25,8 +25,10 @@ Value = Batch | Item | Delivery | RetryPolicy | SigningSecret | ApiKey | StoredA
 
 
 class Conformance:
-    """Attributes:
-    durable: whether what is stored is there again after the storage was closed.
+    """What a subclass says of its storage.
+
+    Attributes:
+        durable: whether what is stored is there again after the storage was closed.
     """
 
     pytestmark = pytest.mark.trio

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from primeflowd.errors import UniqueViolation
 from primeflowd.hookspecs import BatchFilter, Page, Tx
-from primeflowd.model import Batch, Item, new_id
+from primeflowd.model import Batch, Delivery, Item, new_id
 from primeflowd.testing.conformance.base import Conformance, store
-from primeflowd.testing.factories import NOW, ORG, make_batch, make_item
+from primeflowd.testing.factories import NOW, ORG, make_batch, make_delivery, make_item
 
 EVERY_BYTE = bytes(range(256)) + '{"é":1.0,"n":123456789012345678901234567890}'.encode()
 
@@ -66,7 +66,7 @@ class BatchPromises(Conformance):
             batch = make_batch()
             await store(storage, batch)
             with pytest.raises(UniqueViolation):
-                await store(storage, make_batch(id=batch.id, org_id="another"))
+                await store(storage, make_batch(id=batch.id))
 
             def twice(tx: Tx) -> None:
                 other = make_batch()
@@ -75,6 +75,40 @@ class BatchPromises(Conformance):
 
             with pytest.raises(UniqueViolation):
                 await storage.write(twice)
+
+    async def test_batch_id_in_two_orgs(self) -> None:
+        """2.4: refused, or kept apart where the key of a row has its org in it."""
+        async with self.open() as storage:
+            mine = make_batch(payload=b"mine", status="running")
+            theirs = make_batch(id=mine.id, org_id="another", payload=b"theirs")
+            rows: dict[str, tuple[Batch, Item, Delivery]] = {
+                batch.org_id: (
+                    batch,
+                    make_item(org_id=batch.org_id, batch_id=batch.id, input=batch.payload),
+                    make_delivery(org_id=batch.org_id, batch_id=batch.id),
+                )
+                for batch in (mine, theirs)
+            }
+            await store(storage, *rows[ORG])
+            try:
+                await store(storage, *rows["another"])
+            except UniqueViolation:
+                del rows["another"]
+
+            def look(tx: Tx) -> None:
+                for org_id, (batch, item, delivery) in rows.items():
+                    assert tx.batch(org_id, batch.id) == batch
+                    assert tx.items(org_id, batch.id, None, None) == [item]
+                    assert tx.find_items(org_id, batch.id, [0], []) == [item]
+                    assert tx.in_flight(org_id, batch.id) == delivery
+                asked = [delivery for _, _, delivery in rows.values()]
+                assert tx.payloads(asked) == {d.id: b.payload for b, _, d in rows.values()}
+
+            await storage.read(look)
+            done = replace(mine, status="succeeded")
+            await storage.write(lambda tx: tx.update_batch(done))
+            rows[ORG] = (done, *rows[ORG][1:])
+            await storage.read(look)
 
     async def test_update_batch(self) -> None:
         async with self.open() as storage:
@@ -109,9 +143,10 @@ class BatchPromises(Conformance):
         async with self.open() as storage:
             batch = make_batch()
             await store(storage, batch)
-            other = replace(batch, org_id="another", plan_id="p", created_at=1, metadata=b"{}")
-            await storage.write(lambda tx: tx.update_batch(other))
-            assert await storage.read(lambda tx: tx.batch(ORG, batch.id)) == batch
+            foreign = replace(batch, org_id="another", status="failed")
+            for other in (replace(batch, plan_id="p", created_at=1, metadata=b"{}"), foreign):
+                await storage.write(methodcaller("update_batch", other))
+                assert await storage.read(lambda tx: tx.batch(ORG, batch.id)) == batch
 
     async def test_batch_list_is_newest_first_and_stable(self) -> None:
         """2.9: rows that are added while a client turns pages shift none of them."""
@@ -168,17 +203,30 @@ class BatchPromises(Conformance):
             await store(storage, make_item(sequence_index=1))
 
             def look(tx: Tx) -> None:
-                assert tx.items(batch_id, None, None) == items
-                assert tx.items(batch_id, None, 2) == items[:2]
-                assert tx.items(batch_id, 1, 2) == items[2:4]
-                assert tx.items(batch_id, 5, 2) == []
-                found = tx.find_items(batch_id, [0, 1, 99], ["ref-1", "ref-3", "ref-0"])
+                assert tx.items(ORG, batch_id, None, None) == items
+                assert tx.items(ORG, batch_id, None, 2) == items[:2]
+                assert tx.items(ORG, batch_id, 1, 2) == items[2:4]
+                assert tx.items(ORG, batch_id, 5, 2) == []
+                found = tx.find_items(ORG, batch_id, [0, 1, 99], ["ref-1", "ref-3", "ref-0"])
                 assert sorted(found, key=lambda item: item.sequence_index) == [
                     items[0],
                     items[1],
                     items[3],
                 ]
-                assert tx.find_items(batch_id, [], []) == []
+                assert tx.find_items(ORG, batch_id, [], []) == []
+
+            await storage.read(look)
+
+    async def test_items_of_another_org_are_missing(self) -> None:
+        """2.4: whoever names a batch that is another org's finds none of its items."""
+        async with self.open() as storage:
+            item = make_item(client_ref="a")
+            await store(storage, item)
+
+            def look(tx: Tx) -> None:
+                assert tx.items("another", item.batch_id, None, None) == []
+                assert tx.find_items("another", item.batch_id, [0], ["a"]) == []
+                assert tx.items(ORG, item.batch_id, None, None) == [item]
 
             await storage.read(look)
 
@@ -187,7 +235,7 @@ class BatchPromises(Conformance):
             item = make_item(client_ref="a", input=b"1")
             done = replace(item, status="failed", output=b"", error=b'"e"', updated_at=NOW + 1)
             await store(storage, item, done)
-            assert await storage.read(lambda tx: tx.items(item.batch_id, None, None)) == [done]
+            assert await storage.read(lambda tx: tx.items(ORG, item.batch_id, None, None)) == [done]
             await storage.write(lambda tx: tx.put_items([]))
 
     async def test_client_ref_is_unique_in_its_batch(self) -> None:
@@ -198,7 +246,7 @@ class BatchPromises(Conformance):
                 await store(storage, replace(item, sequence_index=1))
             nameless = [replace(item, sequence_index=i, client_ref=None) for i in (1, 2)]
             await store(storage, *nameless)
-            found = await storage.read(lambda tx: tx.items(item.batch_id, None, None))
+            found = await storage.read(lambda tx: tx.items(ORG, item.batch_id, None, None))
             assert found == [item, *nameless]
 
     async def test_many_ids_at_once(self) -> None:
@@ -209,11 +257,13 @@ class BatchPromises(Conformance):
             await store(storage, batch)
             await storage.write(lambda tx: tx.put_items(items))
             ids = [new_id() for _ in range(40_000)]
+            delivery = make_delivery(batch_id=batch.id)
+            strangers = [replace(delivery, id=each, batch_id=each) for each in ids]
 
             def look(tx: Tx) -> list[Item]:
                 assert tx.taken_batch_ids([*ids, batch.id]) == {batch.id}
-                assert tx.payloads([*ids, batch.id]) == {batch.id: batch.payload}
+                assert tx.payloads([*strangers, delivery]) == {delivery.id: batch.payload}
                 assert tx.attempts(ids) == {}
-                return tx.find_items(batch.id, range(6_000), [])
+                return tx.find_items(ORG, batch.id, range(6_000), [])
 
             assert len(await storage.read(look)) == 6_000

@@ -109,3 +109,4 @@ class CallerPromises(Conformance):
             after = storage.statistics()
             assert after.commits == before.commits + 1
             assert after.operations == before.operations + 1
+            assert after.failures == before.failures == 0

@@ -66,9 +66,10 @@ class DeliveryPromises(Conformance):
             batch_id = new_id()
             ended, pending = _failed(batch_id=batch_id), make_delivery(batch_id=batch_id)
             await store(storage, ended)
-            assert await storage.read(lambda tx: tx.in_flight(batch_id)) is None
+            assert await storage.read(lambda tx: tx.in_flight(ORG, batch_id)) is None
             await store(storage, pending, make_delivery())
-            assert await storage.read(lambda tx: tx.in_flight(batch_id)) == pending
+            assert await storage.read(lambda tx: tx.in_flight(ORG, batch_id)) == pending
+            assert await storage.read(lambda tx: tx.in_flight("another", batch_id)) is None
             with pytest.raises(UniqueViolation):
                 await store(storage, make_delivery(batch_id=batch_id))
             await store(storage, _failed(batch_id=batch_id))
@@ -77,7 +78,7 @@ class DeliveryPromises(Conformance):
             await storage.write(lambda tx: tx.update_delivery(ends))
             again = make_delivery(batch_id=batch_id)
             await store(storage, again)
-            assert await storage.read(lambda tx: tx.in_flight(batch_id)) == again
+            assert await storage.read(lambda tx: tx.in_flight(ORG, batch_id)) == again
 
     async def test_update_delivery(self) -> None:
         async with self.open() as storage:
@@ -184,7 +185,7 @@ class DeliveryPromises(Conformance):
             assert seen == expected
 
     async def test_attempts_by_delivery(self) -> None:
-        """5.5: ascending, with every field as it was."""
+        """5.5: ascending, with every field as it was; text never holds a NUL."""
         async with self.open() as storage:
             first = make_delivery(claimed_by=NODE)
             second, third = make_delivery(claimed_by=NODE), make_delivery()
@@ -201,7 +202,7 @@ class DeliveryPromises(Conformance):
                     signing_secret_id=new_id(),
                     created_at=NOW + 1,
                 ),
-                make_attempt(delivery_id=first.id, attempt_number=2, response_body="ü\x00\n"),
+                make_attempt(delivery_id=first.id, attempt_number=2, response_body="ü\ufffd\t\n"),
             ]
             other = make_attempt(delivery_id=second.id)
             for attempt, after in (
@@ -219,8 +220,13 @@ class DeliveryPromises(Conformance):
         async with self.open() as storage:
             frozen, running = make_batch(payload=b'{"a":1.0}\xff\x00'), make_batch(payload=None)
             await store(storage, frozen, running)
-            ids = [frozen.id, running.id, new_id()]
-            assert await storage.read(lambda tx: tx.payloads(ids)) == {frozen.id: frozen.payload}
+            first, again, early = (
+                make_delivery(batch_id=batch.id) for batch in (frozen, frozen, running)
+            )
+            foreign = make_delivery(batch_id=frozen.id, org_id="another")
+            asked = [first, again, early, foreign, make_delivery()]
+            found = await storage.read(lambda tx: tx.payloads(asked))
+            assert found == {first.id: frozen.payload, again.id: frozen.payload}
             assert await storage.read(lambda tx: tx.payloads([])) == {}
 
     async def test_payloads_within_a_size(self) -> None:
@@ -230,9 +236,10 @@ class DeliveryPromises(Conformance):
             frozen = [make_batch(status="failed", payload=payload) for payload in payloads]
             for batch in frozen:
                 await store(storage, batch)
-            ids = [batch.id for batch in frozen]
+            asked = [make_delivery(batch_id=batch.id) for batch in frozen]
+            ids = [delivery.id for delivery in asked]
             for within, count in ((0, 0), (999, 0), (1_000, 1), (3_009, 2), (3_010, 3)):
-                found = await storage.read(methodcaller("payloads", ids, within))
+                found = await storage.read(methodcaller("payloads", asked, within))
                 assert found == dict(zip(ids[:count], payloads, strict=False))
-            backwards = await storage.read(lambda tx: tx.payloads(ids[::-1], 2_500))
+            backwards = await storage.read(lambda tx: tx.payloads(asked[::-1], 2_500))
             assert backwards == {ids[2]: payloads[2], ids[1]: payloads[1]}

@@ -16,7 +16,7 @@ from primeflowd.testing.conformance.base import (
     delivery_of,
     store,
 )
-from primeflowd.testing.factories import NOW, make_attempt, make_delivery
+from primeflowd.testing.factories import NOW, ORG, make_attempt, make_delivery
 
 BUSY = "https://busy.example:443"
 QUIET = "https://quiet.example:443"
@@ -147,16 +147,20 @@ class QueuePromises(Conformance):
             claimed = await storage.write(lambda tx: tx.claim(OTHER_NODE, NOW, 10, 10, {}))
             assert {d.id for d in mine} < {d.id for d in claimed}
 
-    async def test_release_lost(self) -> None:
-        """5.6: after a crash the next node takes over what its predecessor held."""
+    async def test_claimed(self) -> None:
+        """All that a node has, also what a person ended meanwhile; nothing of another's."""
         async with self.open() as storage:
             mine = make_delivery(claimed_by=NODE)
-            lost = [make_delivery(claimed_by=name) for name in (OTHER_NODE, "node-3")]
-            await store(storage, mine, *lost, make_delivery())
-            assert await storage.write(lambda tx: tx.release_lost(NODE)) == 2
-            assert (await delivery_of(storage, mine.id)).claimed_by == NODE
-            for delivery in lost:
-                assert await delivery_of(storage, delivery.id) == replace(delivery, claimed_by=None)
+            ended = _ended(make_delivery(), claimed_by=NODE)
+            await store(storage, mine, ended, make_delivery(claimed_by=OTHER_NODE), make_delivery())
+            assert await storage.read(lambda tx: tx.claimed(NODE)) == {mine.id, ended.id}
+            assert await storage.read(lambda tx: tx.claimed("node-3")) == set()
+
+            def give_one_up_and_ask(tx: Tx) -> set[str]:
+                tx.release(NODE, [mine.id])
+                return tx.claimed(NODE)
+
+            assert await storage.write(give_one_up_and_ask) == {ended.id}
 
     async def test_record_attempt_that_ends(self) -> None:
         async with self.open() as storage:
@@ -167,7 +171,7 @@ class QueuePromises(Conformance):
             assert fate == "recorded"
             assert await delivery_of(storage, delivery.id) == after
             assert await attempts_of(storage, delivery.id) == [attempt]
-            assert await storage.read(lambda tx: tx.in_flight(delivery.batch_id)) is None
+            assert await storage.read(lambda tx: tx.in_flight(ORG, delivery.batch_id)) is None
 
     async def test_record_attempt_of_a_delivery_that_is_just_made(self) -> None:
         async with self.open() as storage:

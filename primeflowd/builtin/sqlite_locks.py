@@ -1,0 +1,74 @@
+"""Locks between the processes that share a SQLite file: each on one byte of `PATH.lock`.
+
+They belong to the open file (OFD locks), not to the process, whose locks end with any descriptor of
+the file that it closes. The kernel takes them away at the moment that the last descriptor is gone,
+however its process ended; they do not outlive it, and cannot be left behind.
+"""
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from primeflowd.errors import OperatorError
+
+_FLOCK: Final = "hhqqi0q"
+"""struct flock: type, whence, start, length, and a process id, which has to be 0 here."""
+
+
+class LockFile:
+    """One opening of the file: what one of them has locked, another cannot, in this process too."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError: the file cannot be made or opened."""
+        self._path = Path(f"{path}.lock")
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def close(self) -> None:
+        """Give back all locks. The file stays: were it removed, two processes could hold the same
+        lock, on two files of one name."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def take(self, byte: int) -> bool:
+        """Lock a byte, if it is free.
+
+        Raises:
+            OperatorError: the file system has no such locks.
+        """
+        try:
+            self._call(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, byte)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise OperatorError(
+                f"{self._path} cannot be locked ({error.strerror}): use a local file system"
+            ) from error
+        return True
+
+    def give_back(self, byte: int) -> None:
+        """Unlock a byte, if it is ours."""
+        self._call(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, byte)
+
+    def is_free(self, byte: int) -> bool:
+        """Whether nobody else has locked a byte."""
+        (kind, *_) = struct.unpack(_FLOCK, self._call(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte))
+        return bool(kind == fcntl.F_UNLCK)
+
+    def _call(self, command: int, kind: int, byte: int) -> bytes:
+        lock = struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
+        return fcntl.fcntl(self._descriptor, command, lock)

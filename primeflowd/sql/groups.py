@@ -1,0 +1,241 @@
+"""Runs groups of operations on the writing connection, which it owns.
+
+A group is one transaction, if it can be. Whatever spoils it (a function that raises after it
+wrote, a late UniqueViolation, a collision with another node, a value that cannot be stored, a
+statement that fails) is one operation's: the group is rolled back and each of its operations runs
+again alone, in a transaction of its own. Some of it is likely to be gone by the next try, and the
+group is tried once more as it is; of a connection that breaks before the commit was sent it is
+most likely that it had been dead for a while.
+
+Fails with StorageUnavailable where the database fails at the beginning or at the commit, or the
+connection breaks again. Blocks; used by one thread.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+import outcome
+import structlog
+import trio
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from primeflowd.errors import StorageUnavailable, UniqueViolation
+from primeflowd.hookspecs import Tx
+from primeflowd.sql.failures import Collision, Disconnected, translated
+from primeflowd.sql.session import WronglyPresumed
+from primeflowd.sql.statements import Statements
+from primeflowd.sql.tx import SqlTx
+
+_TOGETHER_AGAIN: Final[dict[type[BaseException], int]] = {
+    Collision: 1,
+    Disconnected: 1,
+    WronglyPresumed: 1,
+}
+"""How often a group runs again as it is, by what it met, before its operations run alone."""
+
+_ALONE_AGAIN: Final[dict[type[BaseException], int]] = {
+    # Somebody was quicker. On its second run the function's own check sees the row.
+    UniqueViolation: 1,
+    Collision: 3,
+    Disconnected: 1,
+}
+"""How often an operation that runs alone runs again."""
+
+Result: TypeAlias = outcome.Value[Any] | outcome.Error
+
+_log = structlog.get_logger(__name__)
+
+
+class Operation:
+    """A function on its way through the writer. `task` is None once nobody waits for it."""
+
+    __slots__ = ("function", "on_commit", "result", "task")
+
+    def __init__(
+        self,
+        function: Callable[[Tx], Any],
+        on_commit: Callable[[Any], None] | None,
+        task: trio.lowlevel.Task,
+    ) -> None:
+        self.function = function
+        self.on_commit = on_commit
+        self.task: trio.lowlevel.Task | None = task
+        self.result: Result | None = None
+
+
+class _Spoilt(Exception):
+    """The group's transaction must be rolled back."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(cause)
+        self.cause: Final = cause
+
+
+class Groups:
+    """Attributes:
+    healthy, commits, operations, failures: as in StorageStatistics.
+    """
+
+    def __init__(
+        self, engine: Engine, statements: Statements, tell_others: Callable[[], None] | None
+    ) -> None:
+        """`tell_others` is called after a commit that left something for other nodes; it must
+        neither block nor raise."""
+        self.healthy = True
+        self.commits = 0
+        self.operations = 0
+        self.failures = 0
+        self._engine = engine
+        self._statements = statements
+        self._tell_others = tell_others
+        self._connection: Connection | None = None
+
+    def run(self, group: list[Operation]) -> None:
+        """Give each operation its result, whatever happens."""
+        try:
+            self._commit(group)
+        except StorageUnavailable as error:
+            self._give_up(group, error)
+        except BaseException as error:  # noqa: BLE001 -- without the thread all would wait for ever
+            _log.exception("the storage writer met a bug")
+            self._give_up(group, error)
+
+    def close(self) -> None:
+        """Close the connection; the next group opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # It may be too broken even for that; it is out of use all the same.
+            with suppress(Exception):
+                connection.close()
+
+    def _commit(self, group: list[Operation]) -> None:
+        """Raises StorageUnavailable if the database is out of reach."""
+        runs_left = dict(_TOGETHER_AGAIN)
+        while True:
+            try:
+                # Once it was wrong, nothing is presumed any more.
+                self._commit_together(group, presuming=bool(runs_left[WronglyPresumed]))
+                return
+            except _Spoilt as spoilt:
+                self._roll_back()
+                cause = spoilt.cause
+            if not runs_left.get(type(cause)):
+                break
+            runs_left[type(cause)] -= 1
+        if isinstance(cause, StorageUnavailable) and self._connection is None:
+            # One by one they would only meet the same, each for as long.
+            raise cause
+        self._commit_each(group)
+
+    def _commit_together(self, group: list[Operation], *, presuming: bool) -> None:
+        tx = self._begin(presuming=presuming)
+        results: list[Result] = []
+        for operation in group:
+            tx.begin_function()
+            try:
+                results.append(outcome.Value(operation.function(tx)))
+            except BaseException as error:  # it is the caller's, who gets it as it is
+                if not tx.withdraw():
+                    raise _Spoilt(tx.failure or error) from error
+                results.append(outcome.Error(error))
+            if tx.failure is not None:
+                raise _Spoilt(tx.failure)
+        try:
+            tx.flush()
+        except Exception as error:
+            # A row of any of them: run alone, each gets its own answer.
+            raise _Spoilt(tx.failure or error) from error
+        self._finish(tx, len(group))
+        # Not before: an operation that has its result is one that is stored.
+        for operation, result in zip(group, results, strict=True):
+            operation.result = result
+
+    def _commit_each(self, group: list[Operation]) -> None:
+        for operation in group:
+            runs_left = dict(_ALONE_AGAIN)
+            while True:
+                result = self._commit_alone(operation)
+                met = type(result.error) if isinstance(result, outcome.Error) else None
+                if met is None or not runs_left.get(met):
+                    break
+                runs_left[met] -= 1
+            if met is not None and issubclass(met, StorageUnavailable) and met is not Collision:
+                self._fail()
+            operation.result = result
+
+    def _commit_alone(self, operation: Operation) -> Result:
+        """Raises StorageUnavailable if the database cannot begin or commit at all."""
+        tx = self._begin()
+        try:
+            value = operation.function(tx)
+            tx.flush()
+        except BaseException as error:  # noqa: BLE001 -- the caller gets it as it is
+            failure: BaseException | None = tx.failure or error
+        else:
+            failure = tx.failure
+        if failure is None:
+            self._finish(tx, 1)
+            return outcome.Value(value)
+        self._roll_back()
+        return outcome.Error(failure)
+
+    def _give_up(self, group: list[Operation], error: BaseException) -> None:
+        """Fail what has no result yet. Of a group that ran one by one, a part may have its."""
+        self._fail()
+        self._roll_back()
+        for operation in group:
+            if operation.result is None:
+                failure = StorageUnavailable(str(error) or type(error).__name__)
+                failure.__cause__ = error
+                operation.result = outcome.Error(failure)
+
+    def _fail(self) -> None:
+        self.healthy = False
+        self.failures += 1
+
+    # The connection
+
+    def _begin(self, *, presuming: bool = False) -> SqlTx:
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect()
+            self._connection.begin()
+        except DBAPIError as error:
+            raise translated(error)  # noqa: B904 -- it has its cause
+        return SqlTx(self._connection, self._statements, writes=True, presuming=presuming)
+
+    def _finish(self, tx: SqlTx, operations: int) -> None:
+        assert self._connection is not None
+        try:
+            self._connection.commit()
+        except DBAPIError as error:
+            raise translated(error)  # noqa: B904 -- it has its cause
+        self.healthy = True
+        self.commits += 1
+        self.operations += operations
+        if tx.left_for_others and self._tell_others is not None:
+            self._tell_others()
+
+    def _roll_back(self) -> None:
+        """End the transaction without a trace; the connection too, if it is beyond that.
+
+        It is kept if it can be: on a full disk SQLite could not open the file anew.
+        """
+        if self._connection is None:
+            return
+        try:
+            driver = self._connection.connection
+            self._connection.rollback()
+            # After a commit that failed SQLAlchemy takes the transaction for ended, and tells the
+            # driver nothing; the database may well still be in it.
+            driver.rollback()
+            usable = not self._connection.invalidated
+        except Exception:  # noqa: BLE001 -- however it is broken, _begin() opens another
+            usable = False
+        if not usable:
+            with suppress(Exception):
+                # Else closing would try to roll back, and log that it cannot.
+                self._connection.invalidate()
+            self.close()
