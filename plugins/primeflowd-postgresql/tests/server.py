@@ -7,6 +7,8 @@ copy of the binaries if `nobody` cannot reach them where they are.
 Nothing here knows Trio or pytest; everything blocks. `start` and `restart` take about a second.
 """
 
+import atexit
+import functools
 import importlib.util
 import itertools
 import os
@@ -168,9 +170,7 @@ class Server:
             self._user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
             shutil.chown(self.directory, "nobody")
             if not _reachable(self._binaries):
-                copied = self.directory / "postgresql"
-                shutil.copytree(self._binaries.parent, copied, symlinks=True)
-                self._binaries = copied / "bin"
+                self._binaries = _copied(self._binaries)
         done = subprocess.run(
             [
                 *(self._binaries / "initdb", "-D", self._data, "-U", "postgres"),
@@ -209,6 +209,22 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+@functools.cache
+def _copied(binaries: Path) -> Path:
+    """The same where everybody can reach them, until this process ends."""
+    place = Path(tempfile.mkdtemp(prefix="primeflowd-postgresql-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place.chmod(0o755)
+    installed = binaries.parent
+    package = installed.parent
+    shutil.copytree(installed, place / package.name / installed.name, symlinks=True)
+    # Where a wheel has the libraries that it brings; the programs look for them beside the package.
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, place / libraries.name)
+    return place / package.name / installed.name / binaries.name
 
 
 def _reachable(path: Path) -> bool:
