@@ -64,8 +64,7 @@ def running(directory: Path, cores: Cores) -> Iterator[Server]:
         for parent in (directory, directory.parent):
             parent.chmod(0o711)
         if any(not at.stat().st_mode & 0o001 for at in (programs, *programs.parents)):
-            shutil.copytree(programs.parent, home / "server", symlinks=True)
-            programs = home / "server" / "bin"
+            programs = _copied(programs, home)
     data, log = home / "data", home / "log"
     words: list[str | Path] = [
         "-D",
@@ -98,6 +97,16 @@ def running(directory: Path, cores: Cores) -> Iterator[Server]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def _copied(programs: Path, home: Path) -> Path:
+    """The same in `home`, with the libraries that a wheel has beside its package."""
+    installed, package = programs.parent, programs.parent.parent
+    shutil.copytree(installed, home / package.name / installed.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, home / libraries.name)
+    return home / package.name / installed.name / programs.name
 
 
 def _await(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
