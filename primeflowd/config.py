@@ -34,10 +34,10 @@ class Api(_Section, frozen=True):
     server: Annotated[
         Literal["hypercorn", "lean"],
         Meta(
-            description="hypercorn, or lean: our own, at a tenth of the cost of a request by which "
-            "batches come in"
+            description="lean: our own, at a tenth of the cost of a request by which batches come "
+            "in; or hypercorn"
         ),
-    ] = "hypercorn"
+    ] = "lean"
     reuse_port: Annotated[
         bool,
         Meta(description="share the port with other processes of this host (SO_REUSEPORT)"),

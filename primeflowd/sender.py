@@ -1,7 +1,7 @@
 """The bounded sender pool: take, sign, send, classify, record, reschedule.
 
-`delivery.concurrency` tasks, each with one delivery at a time. A sender keeps its place until the
-attempt is durable, so that slow storage slows sending instead of filling memory.
+`delivery.concurrency` tasks, each with one delivery at a time. Attempts are put on record together
+(records.py), as many as there are senders at most: so slow storage slows sending.
 
 Guarantees: every attempt that was started is on record, or is made again under the same number
 after a crash; an attempt cut short by a drain is on record as `interrupted` and uses up no retry
@@ -28,9 +28,10 @@ from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import Fate, RecordedAttempt, Storage, Tx
+from primeflowd.hookspecs import Fate, RecordedAttempt, Storage
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
+from primeflowd.records import Record, Records
 from primeflowd.retry import after_attempt, after_interruption
 from primeflowd.signing import Signatures, Signed, SigningFailed
 from primeflowd.transport import CutShort, Request
@@ -41,9 +42,8 @@ _FIXED_HEADERS = (
     ("Content-Type", "application/json"),
     ("User-Agent", f"primeflowd/{__version__}"),
 )
-# Seconds that a sender which is cut short may take to put that on record, and between tries.
+# Seconds that storage may take to put on record what was cut short.
 _LAST_WORDS = 2.0
-_STORAGE_RETRY = 0.5
 
 
 class Wire(Protocol):
@@ -94,7 +94,8 @@ class Senders:
         self._clock = clock
         self._settings = settings
         self._lease = lease
-        # The id of the attempt by that of its delivery.
+        self._records = Records(storage, settings.concurrency)
+        # The id of the attempt by that of its delivery, until it is on record.
         self._busy: dict[str, str] = {}
 
     def is_sending(self, delivery_id: str) -> bool:
@@ -111,25 +112,38 @@ class Senders:
         return len(self._busy)
 
     async def run(self) -> None:
-        """Send until the destination queues are closed and every sender has finished."""
+        """Send until the destination queues are closed and every attempt is on record.
+
+        Cancelled, it cuts short what is under way, and puts that on record if storage is quick.
+        """
         async with trio.open_nursery() as nursery:
-            for _ in range(self._settings.concurrency):
-                nursery.start_soon(self._work)
+            nursery.start_soon(self._records.run)
+            try:
+                async with trio.open_nursery() as senders:
+                    for _ in range(self._settings.concurrency):
+                        senders.start_soon(self._work)
+                await self._records.all_stored()
+            finally:
+                with trio.move_on_after(_LAST_WORDS, shield=True):
+                    await self._records.all_stored()
+                self._records.stop()
 
     async def _work(self) -> None:
-        # Entered once and shielded now and then: a scope for each attempt costs some 7 us.
-        with trio.CancelScope() as scope:
-            while (held := await self._destinations.take()) is not None:
-                delivery_id, attempt_id = held.delivery.id, new_id()
-                self._busy[delivery_id] = attempt_id
-                try:
-                    await self._attempt(held, attempt_id, scope)
-                finally:
-                    # Settled with its commit, it may be with another sender by now.
-                    if self._busy.get(delivery_id) == attempt_id:
-                        del self._busy[delivery_id]
+        while (held := await self._destinations.take()) is not None:
+            delivery_id, attempt_id = held.delivery.id, new_id()
+            self._busy[delivery_id] = attempt_id
+            try:
+                await self._attempt(held, attempt_id)
+            except trio.Cancelled:
+                self._over(delivery_id, attempt_id)
+                raise
 
-    async def _attempt(self, held: Held, attempt_id: str, scope: trio.CancelScope) -> None:
+    def _over(self, delivery_id: str, attempt_id: str) -> None:
+        # Settled, it may be with another sender by now.
+        if self._busy.get(delivery_id) == attempt_id:
+            del self._busy[delivery_id]
+
+    async def _attempt(self, held: Held, attempt_id: str) -> None:
         delivery = held.delivery
         try:
             target = parse(delivery.callback_url)
@@ -137,19 +151,19 @@ class Senders:
             # The rules have become stricter since it was accepted: one bad row must not keep the
             # daemon from running.
             outcome = unsent("url_not_allowed", str(error), self._clock.now())
-            await self._conclude(held, attempt_id, outcome, None, scope)
+            await self._conclude(held, attempt_id, outcome, None)
             return
         try:
             body = await self._body(held)
             signed = await self._signatures.sign(delivery, attempt_id, body)
         except StorageUnavailable as error:
             log.warning("attempt_postponed", delivery_id=delivery.id, error=str(error))
-            self._postpone(held)
+            self._postpone(held, attempt_id)
             return
         except SigningFailed as error:
             log.error("signer_failed", signer=error.name, delivery_id=delivery.id, error=str(error))
             outcome = unsent("internal_error", str(error), self._clock.now())
-            await self._conclude(held, attempt_id, outcome, None, scope)
+            await self._conclude(held, attempt_id, outcome, None)
             return
         request = Request(target, _headers(delivery, attempt_id, signed), body)
 
@@ -158,24 +172,23 @@ class Senders:
 
         # Looked at last: while this waited for something, another node may have taken over.
         if not may_send():
-            self._postpone(held)
+            self._postpone(held, attempt_id)
             return
         started_at = self._clock.now()
         try:
             outcome = await self._transport.send(request, may_send)
         except CutShort:
             cause = "this node lost touch with its storage"
-            await self._interrupted(held, attempt_id, cause, started_at, signed)
+            self._interrupted(held, attempt_id, cause, started_at, signed)
             return
         except trio.Cancelled:
-            with trio.move_on_after(_LAST_WORDS, shield=True):
-                cause = "primeflowd was shut down"
-                await self._interrupted(held, attempt_id, cause, started_at, signed)
+            self._interrupted(held, attempt_id, "primeflowd was shut down", started_at, signed)
             raise
-        await self._conclude(held, attempt_id, outcome, signed, scope)
+        await self._conclude(held, attempt_id, outcome, signed)
 
-    def _postpone(self, held: Held) -> None:
+    def _postpone(self, held: Held, attempt_id: str) -> None:
         """Try again a little later: nothing was sent, so this is no attempt, only a delay."""
+        self._over(held.delivery.id, attempt_id)
         now = self._clock.now()
         self._destinations.done(held, None, now)
         self._scheduler.postpone(held, now + SECOND)
@@ -187,12 +200,7 @@ class Senders:
         return (await self._storage.read(lambda tx: tx.payloads([delivery])))[delivery.id]
 
     async def _conclude(
-        self,
-        held: Held,
-        attempt_id: str,
-        outcome: Outcome,
-        signed: Signed | None,
-        scope: trio.CancelScope,
+        self, held: Held, attempt_id: str, outcome: Outcome, signed: Signed | None
     ) -> None:
         """Judge what an attempt met and put it on record. `signed` None: it came not so far."""
         delivery, settings = held.delivery, self._settings
@@ -215,78 +223,39 @@ class Senders:
             settings.max_response_body,
         )
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
-        # A write that has begun is seen through: cancelling it would leave in doubt whether the
-        # attempt is on record. Cancelled between tries, it is made again after the restart.
-        await self._record(held, attempt, _pinned(after, signed), failed, shielding=scope)
+        answered = attempt.status_code is not None
+        self._done(held, failed, answered)
+        await self._records.give(self._record(held, attempt, _pinned(after, signed)))
 
-    async def _interrupted(
+    def _interrupted(
         self, held: Held, attempt_id: str, cause: str, started_at: Micros, signed: Signed
     ) -> None:
         """Put an attempt that was cut short on record; for others to go on with it."""
         now = self._clock.now()
         after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
         attempt = of_interruption(attempt_id, after, cause, started_at, now, signed.secret_id)
-        await self._record(held, attempt, _pinned(after, signed), None, shielding=None)
+        self._done(held, None, answered=False)
+        self._records.give_nowait(self._record(held, attempt, _pinned(after, signed)))
 
-    async def _record(
-        self,
-        held: Held,
-        attempt: Attempt,
-        after: Delivery,
-        failed: bool | None,
-        *,
-        shielding: trio.CancelScope | None,
-    ) -> None:
-        """Make the attempt durable, however long storage takes. A write that has begun is not
-        cancelled if there is a scope that can shield it."""
-        in_doubt = False
-        # Not by what name the node goes now: it may have lost this claim and begun anew since.
-        holder = held.delivery.claimed_by
-        assert holder is not None
+    def _done(self, held: Held, failed: bool | None, answered: bool) -> None:
+        """Give its destination its due; what became of the delivery is its commit's business."""
+        change = self._destinations.done(held, failed, self._clock.now(), answered=answered)
+        if change is not None:
+            self._scheduler.turned(held.delivery.destination, change)
+            _tell_change(held.delivery.destination, change)
 
-        def record(tx: Tx) -> tuple[Fate, Delivery]:
-            # A commit that failed, with its connection say, may have happened all the same.
-            if in_doubt and any(
-                one.id == attempt.id for one in tx.attempts([after.id]).get(after.id, ())
-            ):
-                return "recorded", after
-            fate = tx.record_attempt(holder, attempt, after)
-            ended = tx.delivery(None, after.id) if fate == "ended" else None
-            return fate, ended or after
-
-        def recorded(result: tuple[Fate, Delivery]) -> None:
-            fate, delivery = result
+    def _record(self, held: Held, attempt: Attempt, after: Delivery) -> Record:
+        def settle(fate: Fate, delivery: Delivery) -> None:
+            self._over(after.id, attempt.id)
             if fate != "lost":
                 self._on_recorded(RecordedAttempt(attempt, delivery))
-            self._settle(held, attempt, after, failed, fate)
+            self._scheduler.settle(held, after if fate == "recorded" else None)
+            if fate == "recorded" and after.status == "failed":
+                _tell_failure(after)
 
-        while True:
-            try:
-                if shielding is not None:
-                    shielding.shield = True
-                try:
-                    await self._storage.write(record, recorded)
-                    return
-                finally:
-                    if shielding is not None:
-                        shielding.shield = False
-            except StorageUnavailable as error:
-                log.warning("attempt_not_recorded", delivery_id=after.id, error=str(error))
-            in_doubt = True
-            await trio.sleep(_STORAGE_RETRY)
-
-    def _settle(
-        self, held: Held, attempt: Attempt, after: Delivery, failed: bool | None, fate: Fate
-    ) -> None:
-        """Give the delivery and its destination their due; called by the commit."""
-        answered = attempt.status_code is not None
-        change = self._destinations.done(held, failed, self._clock.now(), answered=answered)
-        self._scheduler.settle(held, after if fate == "recorded" else None)
-        if change is not None:
-            self._scheduler.turned(after.destination, change)
-            _tell_change(after.destination, change)
-        if fate == "recorded" and after.status == "failed":
-            _tell_failure(after)
+        holder = held.delivery.claimed_by
+        assert holder is not None
+        return Record(attempt, after, holder, settle)
 
 
 def _headers(delivery: Delivery, attempt_id: str, signed: Signed) -> tuple[tuple[str, str], ...]:

@@ -61,6 +61,7 @@ class Primeflowd:
 
     Attributes:
         nodes: on SQLite each has a database of its own, on PostgreSQL all share one.
+        shared: they share the SQLite file, too.
         settings: further TOML for every node, as `[api]\\nserver = "lean"\\n`.
         tree: the checkout it is run from; another one makes a comparison of two versions.
     """
@@ -70,6 +71,7 @@ class Primeflowd:
     cores: Cores
     nodes: int = 1
     database: Literal["sqlite", "postgresql"] = "sqlite"
+    shared: bool = False
     settings: str = ""
     tree: Path = REPOSITORY
 
@@ -96,18 +98,19 @@ class Primeflowd:
 
     def _start(self, bench: Bench, directory: Path, stack: contextlib.ExitStack) -> Running:
         others: list[int] = []
-        urls = [f"sqlite:///{directory / str(k) / 'primeflowd.db'}" for k in range(self.nodes)]
+        shared = self.shared or self.database == "postgresql"
+        places = [directory / str(0 if shared else k) for k in range(self.nodes)]
+        urls = [f"sqlite:///{place / 'primeflowd.db'}" for place in dict.fromkeys(places)]
         settings = self.settings
         if self.database == "postgresql":
             server = stack.enter_context(postgresql.running(directory, self.cores))
             others, urls = [server.pid], [server.driver_url]
             settings += f'[plugins]\nenable = ["postgresql"]\n[storage]\nurl = "{server.url}"\n'
         nodes = []
-        for k in range(self.nodes):
+        for k, state in enumerate(places):
             # Nodes of one database share the master key, which lies in the state directory.
-            state = directory / str(k if self.database == "sqlite" else 0)
             nodes.append(Node(state, f"node-{k}", self.tree, self.cores, settings))
-        start_nodes(nodes, stack, share_key=self.database == "postgresql")
+        start_nodes(nodes, stack, share_key=shared)
         books = [Books(url) for url in urls]
         for each in books:
             stack.callback(each.close)

@@ -7,6 +7,8 @@ from tests.benchmarks.contenders.direct import ReceiverAlone
 from tests.benchmarks.contenders.primeflowd import Primeflowd
 from tests.benchmarks.machine import apart, together
 
+_HYPERCORN = '[api]\nserver = "hypercorn"\n'
+
 
 def contenders() -> tuple[Definition, ...]:
     """All rows, in the order of the table.
@@ -17,9 +19,16 @@ def contenders() -> tuple[Definition, ...]:
     return (
         ReceiverAlone(one),
         Primeflowd("primeflowd, single POST", 1, one),
+        Primeflowd("primeflowd, single POST, Hypercorn", 1, one, settings=_HYPERCORN),
         Primeflowd("primeflowd, bulk of 100", 100, one),
         Primeflowd("primeflowd, bulk of 100, all on both cores", 100, both),
         Primeflowd("primeflowd, bulk of 100, two SQLite nodes on both cores", 100, both, nodes=2),
+        Primeflowd(
+            "primeflowd, bulk of 100, two nodes on one SQLite file, both cores",
+            *(100, both),
+            nodes=2,
+            shared=True,
+        ),
         *(
             Primeflowd(f"primeflowd, bulk of 100, PostgreSQL, {text}", 100, one, n, "postgresql")
             for n, text in ((1, "1 node"), (2, "2 nodes"), (3, "3 nodes"))

@@ -1,0 +1,124 @@
+"""Attempts on their way into storage: put on record together, as many as have come meanwhile.
+
+One transaction for all of them, and one wake-up for its commit, cost a fifth of what a sender that
+waits for its own would. Senders go on meanwhile; `limit` attempts may be on their way, and then
+they wait, so that slow storage slows sending instead of filling memory.
+
+Guarantees: an attempt that was given is on record, or is made again under the same number after a
+crash. It is settled by the commit, in the order of the commits: an order about its delivery that is
+committed next finds it where it belongs.
+
+Blocks on storage. While that is out of reach it keeps trying with what it has.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+import trio
+
+from primeflowd.errors import StorageUnavailable
+from primeflowd.hookspecs import Fate, Storage, Tx
+from primeflowd.model import Attempt, Delivery
+
+log = structlog.get_logger()
+
+# Seconds between tries while storage is out of reach.
+_RETRY = 0.5
+
+
+class Record(msgspec.Struct, eq=False):
+    """An attempt, its delivery after it, and what to do when that is stored.
+
+    Attributes:
+        holder: the node that had claimed the delivery when the attempt began. Not what the node
+            is called now: it may have lost that claim and begun anew since.
+        settle: told what became of it, and how the delivery is stored; called by the commit.
+        in_doubt: a commit with it failed, and may have happened all the same.
+    """
+
+    attempt: Attempt
+    after: Delivery
+    holder: str
+    settle: Callable[[Fate, Delivery], None]
+    in_doubt: bool = False
+
+
+class Records:
+    """What is to be recorded. `run` does it; it is not cancelled from outside, but stopped."""
+
+    def __init__(self, storage: Storage, limit: int) -> None:
+        self._storage = storage
+        self._limit = limit
+        self._waiting: list[Record] = []
+        self._writing: Sequence[Record] = ()
+        self._scope = trio.CancelScope(shield=True)
+        self._given = trio.Event()
+        self._lot = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        """How many are not stored yet."""
+        return len(self._waiting) + len(self._writing)
+
+    async def give(self, record: Record) -> None:
+        """Have an attempt recorded; waits while too many are on their way.
+
+        Cancelled, it is given all the same: what happened, happened.
+        """
+        self.give_nowait(record)
+        while len(self) > self._limit:
+            await self._lot.park()
+
+    def give_nowait(self, record: Record) -> None:
+        self._waiting.append(record)
+        self._given.set()
+
+    async def all_stored(self) -> None:
+        """Wait until nothing is left to record."""
+        while len(self):
+            await self._lot.park()
+
+    async def run(self) -> None:
+        """Record what is given, until stopped."""
+        with self._scope:
+            while True:
+                await self._given.wait()
+                self._given = trio.Event()
+                while self._waiting:
+                    await self._write()
+
+    def stop(self) -> None:
+        """End `run`; what is not stored by now is made again after the next start."""
+        self._scope.cancel()
+
+    async def _write(self) -> None:
+        self._writing, self._waiting = self._waiting, []
+        try:
+            await self._storage.write(self._record, self._recorded)
+        except StorageUnavailable as error:
+            log.warning("attempts_not_recorded", attempts=len(self._writing), error=str(error))
+            for record in self._writing:
+                record.in_doubt = True
+            self._waiting[:0] = self._writing
+            self._writing = ()
+            await trio.sleep(_RETRY)
+
+    def _record(self, tx: Tx) -> list[tuple[Fate, Delivery]]:
+        doubtful = [record.after.id for record in self._writing if record.in_doubt]
+        stored = tx.attempts(doubtful) if doubtful else {}
+        results: list[tuple[Fate, Delivery]] = []
+        for record in self._writing:
+            attempt, after = record.attempt, record.after
+            if any(one.id == attempt.id for one in stored.get(after.id, ())):
+                results.append(("recorded", after))
+                continue
+            fate = tx.record_attempt(record.holder, attempt, after)
+            ended = tx.delivery(None, after.id) if fate == "ended" else None
+            results.append((fate, ended or after))
+        return results
+
+    def _recorded(self, results: list[tuple[Fate, Delivery]]) -> None:
+        written, self._writing = self._writing, ()
+        for record, (fate, delivery) in zip(written, results, strict=True):
+            record.settle(fate, delivery)
+        self._lot.unpark_all()
