@@ -51,16 +51,23 @@ class Housekeeping:
 
     async def _probe(self) -> None:
         """Write something small while storage is unhealthy: only a commit shows that it is back."""
+        failures, troubled = self._storage.statistics().failures, False
         while True:
             await trio.sleep(_PROBE_EVERY)
-            if self._storage.statistics().healthy:
+            found = self._storage.statistics()
+            # It may have failed, and have been found well by somebody else's write, since.
+            troubled = troubled or not found.healthy or found.failures != failures
+            failures = found.failures
+            if not troubled:
                 continue
             try:
-                await self._storage.write(self._touch)
+                if not found.healthy:
+                    await self._storage.write(self._touch)
             except StorageUnavailable as error:
                 log.error("storage_unavailable", error=str(error))
             else:
                 log.info("storage_recovered")
+                failures, troubled = self._storage.statistics().failures, False
 
     def _touch(self, tx: Tx) -> None:
         tx.put_note("last_probe", rfc3339(self._clock.now()))

@@ -86,6 +86,22 @@ async def test_a_storage_that_is_back_is_noticed(autojump_clock: MockClock) -> N
         assert written == rfc3339(house.clock.now() - round(30.5 * SECOND))
 
 
+async def test_a_storage_that_somebody_else_found_well_is_told_of(
+    autojump_clock: MockClock,
+) -> None:
+    """Between two looks it failed, and a lease was renewed: the log says that it is over."""
+    async with running() as house:
+        await trio.sleep(5.2)
+        with capture_logs() as logs:
+            await house.break_down()
+            house.storage.fail_with = None
+            await house.storage.write(lambda tx: tx.put_note("x", "y"))
+            assert house.storage.statistics().healthy
+            await trio.sleep(30)
+        assert [entry["event"] for entry in logs] == ["storage_recovered"]
+        assert await house.storage.read(lambda tx: tx.note("last_probe")) is None
+
+
 # Answers
 
 
