@@ -63,5 +63,5 @@ def test_disk_full_and_back(tmp_path: Path) -> None:
                 for batch_id in accepted:
                     (delivery,) = eventually(partial(succeeded, client, batch_id))
                     assert delivery["attempt_count"] == len(delivery["attempts"])
+            eventually(lambda: daemon.events("storage_recovered"))
             assert daemon.terminate() == 0
-        assert daemon.events("storage_recovered")
