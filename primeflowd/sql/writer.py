@@ -102,7 +102,7 @@ class Writer:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._thread.join, CLOSE_WITHIN)
         if self._thread.is_alive():
-            _log.error("the storage did not finish in time", unwritten=len(self._queue))
+            _log.error("storage_not_finished", unwritten=len(self._queue))
 
     def _answer(self, group: Sequence[Operation]) -> None:
         for operation in group:

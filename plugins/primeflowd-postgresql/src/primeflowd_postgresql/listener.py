@@ -101,7 +101,7 @@ class Listener:
                 except psycopg.Error as error:
                     if not self._closing:
                         reason = " ".join(str(error).split())
-                        _log.warning("other nodes are out of hearing", reason=reason)
+                        _log.warning("nodes_out_of_hearing", reason=reason)
                         self._rest(pause)
                         pause = min(pause * 2, LONGEST_PAUSE)
 
