@@ -10,6 +10,7 @@ Drain (contract section 8), with one deadline for all of it:
 A second signal jumps to the cut.
 """
 
+import faulthandler
 import gc
 import os
 import signal
@@ -17,32 +18,39 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
 
+from primeflowd import service_manager
 from primeflowd.announcer import Announcer
-from primeflowd.api import front_door, server
+from primeflowd.api import front_door, listener, server
 from primeflowd.api.app import App, create_app
 from primeflowd.api.services import Services
 from primeflowd.clock import Clock, SharedClock, SystemClock
 from primeflowd.config import Config, parse_bind
 from primeflowd.destinations import Destinations
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import Storage, Tx
+from primeflowd.explanation import DestinationNow
+from primeflowd.heartbeat import Heartbeat
+from primeflowd.hookspecs import RecordedAttempt, Storage, Tx
 from primeflowd.housekeeping import Housekeeping
+from primeflowd.instants import SECOND
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring, load_or_create
 from primeflowd.keyring import check as check_master_key
 from primeflowd.lease import Lease
+from primeflowd.metrics import Metrics, Reading
 from primeflowd.model import new_id
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
 from primeflowd.scheduler import Scheduler
 from primeflowd.sender import Senders
+from primeflowd.service_manager import ServiceManager
 from primeflowd.signing import Signatures
 from primeflowd.sql.copying import check_complete
+from primeflowd.tallies import AttemptTally, RequestTally, loop_lags, watch_loop
 from primeflowd.transport import Transport
 
 log = structlog.get_logger()
@@ -50,6 +58,10 @@ log = structlog.get_logger()
 # Besides the deadline for attempts, what the last commits, the API's open requests and the plugins
 # that are told of attempts may take.
 _CLOSING = 5.0
+
+CLOSE_WITHIN: Final = 60.0
+"""Seconds that a shutdown takes at most besides `[drain] deadline`: requests under way, last words,
+claims, API and plugins, connections, and a storage that is slow to close."""
 
 
 class Daemon:
@@ -63,14 +75,28 @@ class Daemon:
         clock: Clock,
         keyring: Keyring,
         plugins: Plugins,
+        manager: ServiceManager,
     ) -> None:
         self.config = config
+        self.manager = manager
         self.storage = storage
         self.lease = lease
         self.clock = clock
+        self.plugins = plugins
+        self.tally, self.requests, self.loop_lags = AttemptTally(), RequestTally(), loop_lags()
         settings = config.delivery
         self.destinations = Destinations(settings)
-        self.scheduler = Scheduler(storage, self.destinations, clock, settings, lease)
+        self.heartbeat = Heartbeat(
+            manager,
+            storage,
+            clock,
+            lease,
+            status=self._status,
+            attempts=lambda: self._attempts,
+        )
+        self.scheduler = Scheduler(
+            self.heartbeat.scheduling, self.destinations, clock, settings, lease
+        )
         self.intake = Intake(storage, self.scheduler, clock, config)
         self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
         self.transport = Transport(settings, clock)
@@ -81,8 +107,8 @@ class Daemon:
             scheduler=self.scheduler,
             signatures=self.signatures,
             transport=self.transport,
-            classify=plugins.classify,
-            on_recorded=self.announcer.tell,
+            classify=self.tally.timing(plugins.classify),
+            on_recorded=self.tally.recording(self._recorded),
             clock=clock,
             settings=settings,
             lease=lease,
@@ -102,10 +128,25 @@ class Daemon:
             delivering_now=lambda: self.senders.sending,
             not_ready=self.not_ready,
             statistics=self.statistics,
+            scrape=Metrics(self.reading).scrape,
+            requests=self.requests,
             secrets_changed=self.signatures.forget,
             recovery_started=self.recoveries.rouse,
+            node_id=lambda: self.lease.node_id,
+            destination=self._destination_now,
         )
         self._running = False
+        self._attempts = 0
+
+    def _recorded(self, record: RecordedAttempt) -> None:
+        self._attempts += 1
+        self.announcer.tell(record)
+
+    def _status(self) -> str:
+        """What systemctl shows beside the attempts per second."""
+        state = self.not_ready() or "ready"
+        held, due = len(self.scheduler), len(self.destinations)
+        return f"{state}: {held} held, {due} due, {self.senders.busy} sending"
 
     def not_ready(self) -> str | None:
         """Why /readyz is red, or None."""
@@ -126,6 +167,18 @@ class Daemon:
     def _is_eldest(self) -> bool:
         return self.lease.holds() and self.lease.is_eldest
 
+    def _destination_now(self, name: str) -> DestinationNow:
+        known = self.destinations.statistics().get(name)
+        if known is None:
+            return DestinationNow()
+        return DestinationNow(
+            queued=known.queued,
+            in_flight=known.in_flight,
+            window=known.window,
+            suspended_until=known.suspended_until,
+            probing=known.suspended_until is None and name in self.destinations.ill(),
+        )
+
     def statistics(self) -> dict[str, Any]:
         """What /v1/stats shows of this node."""
         storage = self.storage.statistics()
@@ -143,6 +196,31 @@ class Daemon:
             "attempts_not_announced": self.announcer.not_announced,
         }
 
+    def reading(self) -> Reading:
+        """What /metrics shows of this node."""
+        return Reading(
+            now=self.clock.now(),
+            ready=self.not_ready() is None,
+            accepted=self.intake.accepted,
+            cancelled=self.intake.cancelled,
+            attempts=self.tally,
+            waiting=self.scheduler.waiting(),
+            due=len(self.destinations),
+            sending=self.senders.busy,
+            held_limit=self.config.delivery.active_limit,
+            senders=self.config.delivery.concurrency,
+            destinations=self.destinations.statistics(),
+            transport=self.transport.statistics(),
+            storage=self.storage.statistics(),
+            backlog_limit=self.config.storage.max_backlog,
+            lease_held=self.lease.holds(),
+            is_eldest=self._is_eldest(),
+            loop_lags=self.loop_lags,
+            requests=self.requests,
+            plugin_failures=self.plugins.failures,
+            not_announced=self.announcer.not_announced,
+        )
+
     async def run(self) -> None:
         """Serve until a signal, then drain.
 
@@ -157,17 +235,24 @@ class Daemon:
             holding = [with_scope(self.transport.run), with_scope(self.lease.run)]
             scheduling = with_scope(self.scheduler.run)
             chores = [with_scope(self.recoveries.run), with_scope(self.housekeeping.run)]
+            chores.append(with_scope(partial(watch_loop, self.loop_lags)))
             nursery.start_soon(self.announcer.run)
             sent = trio.Event()
             sending = with_scope(partial(_then_set, self.senders.run, sent))
             self._running = True
             _quieten_collector()
             log.info("daemon_ready", url=bound[0], node_id=self.lease.node_id)
+            await self.manager.tell("READY=1", f"STATUS={self._status()}")
+            beating = with_scope(self.heartbeat.run)
 
             await asked.wait()
             log.info("drain_started", sending=self.senders.busy)
-            if self.config.api.reuse_port:
-                # The other processes on the port take what comes; here it would meet a 503.
+            at_most = self.config.drain.deadline.micros + round(CLOSE_WITHIN * SECOND)
+            await self.manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={at_most}")
+            self.heartbeat.draining = True
+            if self.config.api.reuse_port or self.manager.listener is not None:
+                # The other processes on the port take what comes, or the next on the socket that
+                # systemd keeps open; here it would meet a 503.
                 api_closing.set()
                 await _first(api_closed.wait, hurried.wait)
             self.intake.close()
@@ -188,6 +273,7 @@ class Daemon:
             with trio.move_on_after(_CLOSING):
                 await self._release()
             api_closing.set()
+            beating.cancel()
             log.info("drain_finished", cut_short=cut)
             nursery.cancel_scope.deadline = trio.current_time() + _CLOSING
 
@@ -199,11 +285,11 @@ class Daemon:
         *,
         task_status: trio.TaskStatus[list[str]],
     ) -> None:
-        api = self.config.api
+        api, passed = self.config.api, self.manager.listener
         serve = front_door.serve if api.server == "lean" else server.serve
         await serve(
             app,
-            parse_bind(api.bind),
+            parse_bind(api.bind) if passed is None else (listener.INHERITED, passed),
             closing,
             reuse_port=api.reuse_port,
             task_status=task_status,
@@ -243,6 +329,10 @@ async def run(config: Config, plugins: Plugins) -> None:
     Raises:
         OperatorError: the host or the configuration is wrong; see errors.py.
     """
+    manager = service_manager.take(os.environ)
+    if manager.watchdog is not None:
+        # SIGABRT then comes from the watchdog: leave word where each thread hung.
+        faulthandler.enable()
     node_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-8:]}"
     async with plugins.open_storage(config, node_id) as storage:
         keyring, created = load_or_create(config)
@@ -261,7 +351,7 @@ async def run(config: Config, plugins: Plugins) -> None:
             )
         if freed:
             log.info("claims_recovered", deliveries=freed)
-        daemon = Daemon(config, storage, lease, clock, keyring, plugins)
+        daemon = Daemon(config, storage, lease, clock, keyring, plugins, manager)
         try:
             await daemon.run()
         finally:

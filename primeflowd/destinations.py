@@ -57,12 +57,14 @@ class Held:
 
 
 class DestinationStatistics(msgspec.Struct, frozen=True):
-    """`window` is the number of attempts allowed at once; `suspended_until` None if it is not."""
+    """`window` is the number of attempts allowed at once; `suspended_until` None if it is not;
+    `oldest_due` is when the first of the queue was due, None if nothing is queued."""
 
     queued: int
     in_flight: int
     window: int
     suspended_until: Micros | None
+    oldest_due: Micros | None = None
 
 
 class _Destination:
@@ -250,7 +252,13 @@ class Destinations:
     def statistics(self) -> dict[str, DestinationStatistics]:
         """What each known destination is doing."""
         return {
-            name: DestinationStatistics(len(d.queue), d.in_flight, d.allowed(), d.suspended_until)
+            name: DestinationStatistics(
+                len(d.queue),
+                d.in_flight,
+                d.allowed(),
+                d.suspended_until,
+                d.queue[0].delivery.due_at if d.queue else None,
+            )
             for name, d in self._destinations.items()
         }
 

@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from primeflowd.instants import DAY, MILLISECOND, Micros
+from primeflowd.instants import DAY, MILLISECOND, SECOND, Micros
 
 # In nanoseconds, so that every unit is a whole number.
 _UNITS: Final = {
@@ -114,3 +114,15 @@ def _exact(text: str) -> int:
     if exact > _MAX_EXACT:
         raise InvalidDuration(f"longer than 292 years: {text!r}")
     return exact
+
+
+def shown(length: Micros) -> str:
+    """A length for people, as `1d 3h 15m` or `14m 59s`: in at most three units, never longer than
+    it is."""
+    parts: list[str] = []
+    rest = length // SECOND
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, seconds)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:3]) or f"{length // MILLISECOND}ms"

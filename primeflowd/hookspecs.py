@@ -84,6 +84,21 @@ class DeliveryFilter(msgspec.Struct, frozen=True):
     ids: tuple[str, ...] | None = None
 
 
+class Shape(msgspec.Struct, frozen=True):
+    """How many deliveries wait, by destination and by when they are due.
+
+    Attributes:
+        largest: destinations with their counts, the one with most first: before the first edge,
+            from each edge to the next, and from the last one on.
+        total: the same of all destinations.
+        destinations: how many there are in all.
+    """
+
+    largest: tuple[tuple[str, tuple[int, ...]], ...]
+    total: tuple[int, ...]
+    destinations: int
+
+
 class Renewal(msgspec.Struct, frozen=True):
     """What a node learns when it renews its lease: the storage's clock, and whether it is the
     eldest of the living nodes, which does the chores that one node shall do for all."""
@@ -170,6 +185,12 @@ class Tx(Protocol):
         destination with millions of due rows must not make this slow or hide the others.
         The answer shows them claimed.
         """
+        ...
+
+    def shape(self, org_id: str | None, edges: Sequence[Micros], limit: int) -> Shape:
+        """Count the `pending` deliveries of an org (None: of all), claimed ones too, with at most
+        `limit` destinations by name, of equal ones the first by name. `edges` ascend. Millions of
+        rows must not take more than seconds."""
         ...
 
     def release(self, node_id: str, delivery_ids: Collection[str] | None) -> int:

@@ -43,7 +43,12 @@ class Schedule(Protocol):
 
 
 class Intake:
-    """Admits operations, commits them, schedules what they made."""
+    """Admits operations, commits them, schedules what they made.
+
+    Attributes:
+        accepted: how many deliveries were made since the start.
+        cancelled: how many were ended by a person's order.
+    """
 
     def __init__(self, storage: Storage, schedule: Schedule, clock: Clock, config: Config) -> None:
         self._storage = storage
@@ -52,6 +57,8 @@ class Intake:
         self._default_policy = config.delivery.default_policy
         self._max_backlog = config.storage.max_backlog
         self._closed = False
+        self.accepted = 0
+        self.cancelled = 0
 
     def close(self) -> None:
         """Refuse everything from now on, with Draining."""
@@ -100,6 +107,8 @@ class Intake:
 
     def _committed(self, done: tuple[object, Unit]) -> None:
         _, unit = done
+        self.accepted += len(unit.made)
+        self.cancelled += len(unit.dropped)
         for delivery, body in unit.made:
             if delivery.claimed_by is not None:
                 self._schedule.admit(delivery, body)

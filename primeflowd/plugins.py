@@ -53,6 +53,8 @@ class Plugins:
 
     Attributes:
         idle: those that have settings but are not enabled.
+        failures: by plugin and hook, how many calls raised or returned nonsense since the start.
+            Each is counted in one thread: the announcer's for that plugin, or Trio's.
 
     Raises:
         PluginError: one that `config.plugins.enable` names cannot be used.
@@ -74,6 +76,9 @@ class Plugins:
         default = next(c for c in classifiers if c.plugin == _DEFAULT_CLASSIFIER)
         self._classify_by_default: Callable[[Outcome, Delivery], Verdict] = default.call
         self._classifiers = tuple(c for c in classifiers if c is not default)
+        self._recorders = self._registry.implementations("attempts_recorded", "records")
+        self.failures = {(hook.plugin, "classify_outcome"): 0 for hook in self._classifiers}
+        self.failures |= {(hook.plugin, "attempts_recorded"): 0 for hook in self._recorders}
 
     def open_storage(
         self, config: Config, node_id: str | None
@@ -174,10 +179,7 @@ class Plugins:
 
         The calls never raise. They block for as long as the plugin likes.
         """
-        return {
-            hook.plugin: partial(self._recorded, hook)
-            for hook in self._registry.implementations("attempts_recorded", "records")
-        }
+        return {hook.plugin: partial(self._recorded, hook) for hook in self._recorders}
 
     def _recorded(self, hook: Implementation, records: Sequence[RecordedAttempt]) -> None:
         try:
@@ -186,6 +188,7 @@ class Plugins:
             self._log_fault(hook, "attempts_recorded", error)
 
     def _log_fault(self, hook: Implementation, name: str, error: BaseException) -> None:
+        self.failures[hook.plugin, name] += 1
         now = self._monotonic()
         last = self._logged.get((hook.plugin, name))
         # A plugin that fails at every attempt would fill the disk and slow every sender.

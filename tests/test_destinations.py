@@ -92,6 +92,17 @@ async def test_no_destination_goes_beyond_its_window() -> None:
     assert len(await take_all(destinations)) == 1
 
 
+async def test_the_oldest_due_is_the_first_of_its_queue() -> None:
+    destinations = make(window_initial=1)
+    for due_at in (NOW, NOW + 5):
+        destinations.put(Held(make_delivery(destination=A, due_at=due_at), None))
+    assert destinations.statistics()[A].oldest_due == NOW
+    await destinations.take()
+    assert destinations.statistics()[A].oldest_due == NOW + 5
+    assert destinations.clear()
+    assert destinations.statistics()[A].oldest_due is None
+
+
 async def test_slow_start_opens_the_window_by_one_for_each_window_of_successes() -> None:
     destinations = make(window_initial=2, window_max=8)
     fill(destinations, A, 200)

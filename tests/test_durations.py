@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from primeflowd.durations import Duration, InvalidDuration, parse, parse_delay
+from primeflowd.durations import Duration, InvalidDuration, parse, parse_delay, shown
 from primeflowd.instants import DAY, HOUR, MILLISECOND, MINUTE, SECOND, Micros
 
 MICROS_OF_UNIT = {
@@ -193,3 +193,28 @@ def test_a_duration_keeps_its_spelling() -> None:
     assert duration != "1h30m"
     with pytest.raises(InvalidDuration):
         Duration("90")
+
+
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        (0, "0ms"),
+        (999, "0ms"),
+        (290 * MILLISECOND, "290ms"),
+        (SECOND, "1s"),
+        (15 * MINUTE - 1, "14m 59s"),
+        (DAY + HOUR + 15 * MINUTE + 2 * SECOND, "1d 1h 15m"),
+        (DAY + 15 * MINUTE, "1d 15m"),
+    ],
+)
+def test_shown(length: Micros, text: str) -> None:
+    """For people: at most three units."""
+    assert shown(length) == text
+
+
+@given(st.integers(MILLISECOND, 40 * DAY))
+def test_shown_is_never_longer_than_it_is(length: Micros) -> None:
+    """And shorter by less than a unit of those left out."""
+    told = sum(parse(part) for part in shown(length).split())
+    left_out = MINUTE if length >= DAY else SECOND if length >= SECOND else MILLISECOND
+    assert told <= length < told + left_out

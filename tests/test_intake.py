@@ -212,6 +212,7 @@ async def test_nothing_is_scheduled_when_storage_fails() -> None:
         memory_of(node).fail_with = None
         await node.perform(create_batch, ACME, ENDED)
         assert scheduled(node) == await stored(node)
+        assert node.intake.accepted == 1
 
 
 async def test_only_the_last_run_of_an_operation_counts() -> None:
@@ -230,6 +231,7 @@ async def test_only_the_last_run_of_an_operation_counts() -> None:
         assert batch == runs[1]
         assert [d.batch_id for d, _ in node.schedule.admitted] == [batch.id]
         assert scheduled(node) == await stored(node)
+        assert node.intake.accepted == 1
 
 
 async def test_what_nobody_claimed_is_not_admitted() -> None:
@@ -241,6 +243,7 @@ async def test_what_nobody_claimed_is_not_admitted() -> None:
         assert delivery.claimed_by is None
         assert delivery.due_at == node.clock.now()
         assert scheduled(node) == []
+        assert node.intake.accepted == 1
 
 
 async def test_orders_are_passed_on() -> None:
@@ -252,3 +255,4 @@ async def test_orders_are_passed_on() -> None:
         hastened = await node.perform(attempt_now, ACME, second.id)
         assert node.schedule.dropped == [first.id]
         assert node.schedule.hastened == [hastened]
+        assert (node.intake.accepted, node.intake.cancelled) == (2, 1)

@@ -321,6 +321,21 @@ def test_faults_are_logged_once_a_minute_for_each_plugin_and_hook(install: Insta
         now += 10.0
         loaded.classify(NOT_FOUND, DELIVERY)
     assert len(logs) == 5
+    # All are counted.
+    assert loaded.failures == {
+        ("one", "attempts_recorded"): 50,
+        ("one", "classify_outcome"): 51,
+        ("two", "classify_outcome"): 51,
+    }
+
+
+def test_a_plugin_that_has_not_failed_is_counted_as_that(install: Install) -> None:
+    """A count that first appears at 1 never rose, as Prometheus sees it."""
+    install("one", classifier("return None") + "@hookimpl\ndef attempts_recorded(): pass\n")
+    assert Plugins(enabling("one")).failures == {
+        ("one", "attempts_recorded"): 0,
+        ("one", "classify_outcome"): 0,
+    }
 
 
 # Recording

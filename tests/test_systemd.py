@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from primeflowd.config import settings
+
 UNITS = Path(__file__).parent.parent / "systemd"
 
 
@@ -29,15 +31,76 @@ def test_instances_share_their_user() -> None:
     assert {"DynamicUser=yes", "User=primeflowd", "StateDirectory=primeflowd"} <= set(lines)
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("name", ["primeflowd.service", "primeflowd@.service"])
-def test_systemd_has_no_complaint(name: str, tmp_path: Path) -> None:
-    unit = tmp_path / name.replace("@", "@1")
-    # It looks for the program.
-    unit.write_text(
-        (UNITS / name).read_text().replace("/opt/primeflowd/bin/primeflowd", sys.executable)
-    )
+def test_instances_have_no_socket_unit() -> None:
+    """Each binds the port for itself; and the one service takes its socket by its name."""
+    assert sorted(path.name for path in UNITS.glob("primeflowd*")) == [
+        "primeflowd.service",
+        "primeflowd.socket",
+        "primeflowd@.service",
+    ]
+    [shipped] = [value for table, key, value, _ in settings() if (table, key) == ("api", "bind")]
+    assert f"ListenStream={shipped}" in directives("primeflowd.socket")
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """All units in one directory, as instances where they are templates."""
+    for path in UNITS.glob("primeflowd*"):
+        # The program is looked for.
+        text = path.read_text().replace("/opt/primeflowd/bin/primeflowd", sys.executable)
+        (tmp_path / path.name.replace("@", "@1")).write_text(text)
+    return tmp_path
+
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd is not installed"
+)
+
+
+@needs_systemd
+@pytest.mark.parametrize(
+    "name", ["primeflowd.service", "primeflowd.socket", "primeflowd@1.service"]
+)
+def test_systemd_has_no_complaint(name: str, units: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
+        ["systemd-analyze", "verify", "--man=no", str(units / name)],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", ["primeflowd.service", "primeflowd@1.service"])
+def test_exposure_is_low(name: str, units: Path) -> None:
+    """At most 1.5 of 10, as systemd counts. It warns of what it does not know."""
+    # The threshold is in tenths.
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(units / name)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    [summary] = [line for line in done.stdout.splitlines() if "Overall exposure level" in line]
+    assert float(summary.split(": ")[1].split()[0]) <= 1.5
+
+
+def test_readme_installs_what_the_units_run() -> None:
+    """In five commands; the unit's program, configuration and state are where they put them."""
+    section = (UNITS.parent / "README.md").read_text().split("\n## systemd\n")[1]
+    install, key = section.split("```sh\n")[1:3]
+    commands = install.split("```")[0].splitlines()
+    assert len(commands) == 5
+    lines = directives("primeflowd.service")
+    assert (
+        "ExecStart=/opt/primeflowd/bin/primeflowd run --config /etc/primeflowd/config.toml" in lines
+    )
+    assert "ln -sfn primeflowd-1 /opt/primeflowd" in commands[1]
+    assert commands[2].endswith(" /etc/primeflowd/config.toml")
+    for word in commands[4].split()[3:]:
+        assert (UNITS / word).exists()
+    assert "StateDirectory=primeflowd" in lines
+    assert key.startswith("STATE_DIRECTORY=/var/lib/primeflowd /opt/primeflowd/bin/primeflowd ")
+    assert "#   LoadCredential=master_key:/etc/primeflowd/master.key" in (
+        (UNITS / "primeflowd.service").read_text()
+    )

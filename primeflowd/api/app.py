@@ -22,10 +22,13 @@ from primeflowd.api import (
     batches,
     deliveries,
     errors,
+    explain,
     health,
     items,
     keys,
+    metrics,
     policies,
+    queue_shape,
     recoveries,
     request_id,
     secrets,
@@ -33,6 +36,7 @@ from primeflowd.api import (
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Route
 from primeflowd.api.gate import Gate
+from primeflowd.api.incoming import Fields
 from primeflowd.api.services import Services
 
 log = structlog.get_logger()
@@ -42,12 +46,17 @@ ROUTES: Final = (
     *batches.ROUTES,
     *items.ROUTES,
     *deliveries.ROUTES,
+    *queue_shape.ROUTES,
+    *explain.ROUTES,
     *recoveries.ROUTES,
     *secrets.ROUTES,
     *keys.ROUTES,
     *health.ROUTES,
 )
 """Every resource that takes an API key."""
+
+OPEN_ROUTES: Final = (*health.OPEN_ROUTES, *metrics.OPEN_ROUTES)
+"""What is answered without one."""
 
 _JSON: Final = "application/json"
 
@@ -82,6 +91,8 @@ class App(QuartTrio):
         for name, value in cast("_Request", request).answer_headers:
             response.headers[name] = value
         response.headers[request_id.HEADER] = chosen
+        route = request.url_rule.rule if request.url_rule is not None else None
+        self.gate.requests.count(request.method, route, response.status_code)
         log.debug("answered", method=request.method, path=request.path, status=response.status_code)
         return response
 
@@ -110,7 +121,7 @@ def create_app(services: Services) -> App:
     for route in ROUTES:
         name = f"{route.method} {route.path}".replace(".", "_")
         app.add_url_rule(route.path, name, _view(app.gate, route), methods=[route.method])
-    for path, answer in health.OPEN_ROUTES:
+    for path, answer in OPEN_ROUTES:
         app.add_url_rule(path, path, _open_view(services, answer), methods=["GET"])
     return app
 
@@ -126,10 +137,10 @@ def _view(gate: Gate, route: Route) -> Callable[..., Awaitable[Response]]:
 
 
 def _open_view(
-    services: Services, answer: Callable[[Services], Answer]
+    services: Services, answer: Callable[[Services, Fields], Answer]
 ) -> Callable[[], Awaitable[Response]]:
     async def view() -> Response:
-        return _response(answer(services))
+        return _response(answer(services, request_ctx.request.headers))
 
     return view
 

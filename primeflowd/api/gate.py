@@ -18,10 +18,15 @@ from primeflowd.model import OPERATOR_ORG
 
 
 class Gate:
-    """The way to the handlers."""
+    """The way to the handlers.
+
+    Attributes:
+        requests: where who answers counts it.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.requests = services.requests
         self._authenticator = Authenticator(services.storage)
         self._limiter = RateLimiter(services.config.api, services.clock)
         self._running: set[AnswerScope] = set()

@@ -9,18 +9,19 @@ from primeflowd.access_keys import ADMIN
 from primeflowd.api import errors, shapes
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Call, Route
+from primeflowd.api.incoming import Fields
 from primeflowd.api.services import Services
 
 _ALIVE: Final = shapes.answer(200, {"status": "ok"})
 _READY: Final = shapes.answer(200, {"status": "ready"})
 
 
-def alive(_: Services) -> Answer:
+def alive(_: Services, __: Fields) -> Answer:
     """The process runs its event loop; says nothing of storage."""
     return _ALIVE
 
 
-def ready(services: Services) -> Answer:
+def ready(services: Services, _: Fields) -> Answer:
     """Whether this node should get requests: 503 with the reason while it should not."""
     reason = services.not_ready()
     return _READY if reason is None else errors.unavailable("not_ready", f"not ready: {reason}")

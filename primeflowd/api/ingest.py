@@ -108,5 +108,6 @@ async def answer(gate: Gate, route: Route, request: IngestRequest) -> tuple[Answ
         given = errors.answer_to(error)
     if request.answer_headers:
         given = Answer(given.status, given.body, given.headers + request.answer_headers)
+    gate.requests.count(route.method, route.path, given.status)
     log.debug("answered", method=request.method, path=request.path, status=given.status)
     return given, chosen

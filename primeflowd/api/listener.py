@@ -1,7 +1,8 @@
 """The socket that the API listens on, whichever server answers on it.
 
-It is bound here so that an address in use is one line for the operator, and so that port 0 works.
-Fails with OperatorError.
+It is bound here so that an address in use is one line for the operator, and so that port 0 works;
+or it listens already and was passed to this process. Then it belongs to others, too: it is closed
+in the end like any other, and never shut down. Fails with OperatorError.
 """
 
 import socket
@@ -17,6 +18,9 @@ GRACE: Final = 3.0
 IDLE: Final = 60.0
 """Seconds that a connection without a request is kept, unless told otherwise."""
 
+INHERITED: Final = "fd://"
+"""In the place of a host: what stands for the port is the descriptor of a listening socket."""
+
 _BACKLOG: Final = 1024
 
 
@@ -24,11 +28,14 @@ async def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.so
     """A listening, non-blocking socket; the caller closes it.
 
     Args:
+        host: a name or an address, or INHERITED.
         reuse_port: share the port with other processes that ask for the same.
 
     Raises:
         OperatorError: the address cannot be listened on.
     """
+    if host == INHERITED:
+        return _take_over(port)
     # A name such as localhost means one address here, the same every time: with port 0, two
     # addresses would get two ports.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -48,6 +55,23 @@ async def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.so
         # Cancelled during the lookup, or a bug: either way nobody else knows of the socket.
         listener.close()
         raise
+    return listener
+
+
+def _take_over(descriptor: int) -> socket.socket:
+    """The socket behind a descriptor that was passed to this process."""
+    try:
+        listener = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise OperatorError(f"the descriptor passed is not a socket: {error.strerror}") from error
+    internet = listener.family in (socket.AF_INET, socket.AF_INET6)
+    stream = listener.type == socket.SOCK_STREAM
+    if not (internet and stream and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+        listener.close()
+        raise OperatorError(
+            "the socket passed does not listen for TCP; ListenStream=PORT makes one"
+        )
+    listener.setblocking(False)
     return listener
 
 

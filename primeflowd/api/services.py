@@ -9,8 +9,10 @@ from typing import Protocol, TypeVar
 
 from primeflowd.clock import Clock
 from primeflowd.config import Config
+from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
+from primeflowd.tallies import RequestTally
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
@@ -33,6 +35,10 @@ class Services:
         secrets_changed: told of an org whose signing secrets may have changed.
         recovery_started: told that a recovery was asked for, once it is durable.
         statistics: what /v1/stats shows; values that JSON can hold.
+        scrape: what /metrics shows and its content type, for the request's `Accept`.
+        requests: where answers are counted.
+        node_id: under what name this node claims at present.
+        destination: what this node does for a destination at this moment.
     """
 
     storage: Storage
@@ -46,3 +52,7 @@ class Services:
     secrets_changed: Callable[[str], None]
     recovery_started: Callable[[], None]
     statistics: Callable[[], Mapping[str, object]]
+    scrape: Callable[[str], tuple[bytes, str]]
+    requests: RequestTally
+    node_id: Callable[[], str]
+    destination: Callable[[str], DestinationNow]

@@ -4,6 +4,7 @@ Queries scan; only what every callback asks for is looked up. Fails as a databas
 UniqueViolation where a row exists.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 
 from primeflowd.builtin.memory_access import MemoryAccess, newest_first, of_org
 from primeflowd.errors import UniqueViolation
-from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Fate, Page
+from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Fate, Page, Shape
 from primeflowd.instants import Micros
 from primeflowd.model import TERMINAL_DELIVERY, Attempt, Batch, Delivery, Item
 
@@ -202,6 +203,17 @@ class MemoryQueue(MemoryAccess):
         delivery = replace(self._deliveries[delivery_id], claimed_by=node_id)
         self._store(delivery)
         return delivery
+
+    def shape(self, org_id: str | None, edges: Sequence[Micros], limit: int) -> Shape:
+        counts: dict[str, list[int]] = {}
+        for delivery in self._deliveries.values():
+            if delivery.due_at is not None and org_id in (None, delivery.org_id):
+                row = counts.setdefault(delivery.destination, [0] * (len(edges) + 1))
+                row[bisect_right(edges, delivery.due_at)] += 1
+        largest = sorted(counts.items(), key=lambda row: (-sum(row[1]), row[0]))[:limit]
+        total = tuple(sum(row[at] for row in counts.values()) for at in range(len(edges) + 1))
+        named = tuple((destination, tuple(row)) for destination, row in largest)
+        return Shape(named, total, len(counts))
 
     def release(self, node_id: str, delivery_ids: Collection[str] | None) -> int:
         claimed = self.claimed(node_id)

@@ -20,6 +20,13 @@ _COMMANDS: Final = {
     "secrets": "primeflowd.cli.secrets:secrets",
     "migrate": "primeflowd.cli.migrate:migrate",
     "copy-storage": "primeflowd.cli.copy_storage:copy_storage",
+    "deliveries": "primeflowd.cli.deliveries:deliveries",
+    "batches": "primeflowd.cli.batches:batches",
+    "policies": "primeflowd.cli.policies:policies",
+    "why": "primeflowd.cli.why:why",
+    "qshape": "primeflowd.cli.qshape:qshape",
+    "listen": "primeflowd.cli.listen:listen",
+    "send": "primeflowd.cli.send:send",
     "demo": "primeflowd.cli.demo:demo",
 }
 

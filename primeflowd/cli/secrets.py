@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from primeflowd import keyring
+from primeflowd.cli import signing_secrets
 from primeflowd.cli.master_key import key_file, own_key_file
 from primeflowd.cli.options import config_option, load_config
 from primeflowd.cli.visit import visit
@@ -27,7 +28,16 @@ from primeflowd.keyring import ENVIRONMENT, Keyring
 
 @click.group()
 def secrets() -> None:
-    """Look after what is encrypted at rest."""
+    """Look after signing secrets, and the master key that they are encrypted under."""
+
+
+for _command in (
+    signing_secrets.list_secrets,
+    signing_secrets.create,
+    signing_secrets.promote,
+    signing_secrets.disable,
+):
+    secrets.add_command(_command)
 
 
 @secrets.command("rotate-master-key")

@@ -5,7 +5,15 @@ from primeflowd.sql.tx_batches import BatchStatements
 from primeflowd.sql.tx_deliveries import DeliveryStatements
 from primeflowd.sql.tx_nodes import NodeStatements
 from primeflowd.sql.tx_queue import QueueStatements
+from primeflowd.sql.tx_shape import ShapeStatements
 
 
-class SqlTx(BatchStatements, DeliveryStatements, QueueStatements, NodeStatements, AccessStatements):
+class SqlTx(
+    BatchStatements,
+    DeliveryStatements,
+    QueueStatements,
+    ShapeStatements,
+    NodeStatements,
+    AccessStatements,
+):
     """One transaction; see session.py for how it defers, undoes and fails."""

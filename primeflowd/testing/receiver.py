@@ -130,10 +130,13 @@ async def open_receiver(
         done = trio.Event()
 
         async def serve() -> None:
-            with scope:
-                listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-                await trio.serve_listeners(converse, [listener])
-            done.set()
+            try:
+                with scope:
+                    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+                    await trio.serve_listeners(converse, [listener])
+            finally:
+                # Also when a script raised or the nursery was cancelled, or the block hangs.
+                done.set()
 
         nursery.start_soon(serve)
         try:

@@ -11,9 +11,11 @@ from primeflowd.access_keys import new_key
 from primeflowd.api.app import App, create_app
 from primeflowd.api.services import Performer, Services
 from primeflowd.config import Config
+from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
 from primeflowd.model import ApiKey, Attempt, Delivery
+from primeflowd.tallies import RequestTally
 from primeflowd.testing.factories import make_attempt
 from tests.node import ACME, NODE, HandClock, Node, open_node
 
@@ -26,6 +28,8 @@ class Api:
     Attributes:
         key: the API key that calls carry unless they say otherwise; admin of ACME.
         delivering: ids of deliveries that senders are on.
+        destinations: what the node does for them.
+        requests: the answers that it counted.
         changed: orgs of which it was told that their secrets changed.
     """
 
@@ -38,6 +42,8 @@ class Api:
         self.unready: str | None = None
         self.changed: list[str] = []
         self.recoveries = 0
+        self.requests = RequestTally()
+        self.destinations: dict[str, DestinationNow] = {}
         self.app: App
         self.client: httpx.AsyncClient
 
@@ -55,6 +61,10 @@ class Api:
             secrets_changed=self.changed.append,
             recovery_started=self._count_recovery,
             statistics=lambda: {"held": 3},
+            scrape=lambda accept: (b"# " + accept.encode(), "text/plain; charset=utf-8"),
+            requests=self.requests,
+            node_id=lambda: NODE,
+            destination=lambda name: self.destinations.get(name, DestinationNow()),
         )
 
     def serve(self, services: Services) -> None:

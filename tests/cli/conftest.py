@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from primeflowd.testing.daemon_process import DaemonProcess
+from tests.cli.api_commands import Desk
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -36,3 +39,12 @@ def primeflowd(tmp_path: Path, environment: dict[str, str]) -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Somebody at a terminal, beside a daemon that all tests of commands share."""
+    with DaemonProcess(tmp_path_factory.mktemp("daemon")) as daemon:
+        key = daemon.create_key("acme")
+        with daemon.client(key) as client:
+            yield Desk(daemon.url, key, client)

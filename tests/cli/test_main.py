@@ -42,7 +42,8 @@ def test_help_names_every_command(primeflowd: Run) -> None:
     names = group.list_commands(click.Context(group))
     assert names == [
         *("run", "init", "check-config", "plugins", "keys", "secrets"),
-        *("migrate", "copy-storage", "demo"),
+        *("migrate", "copy-storage", "deliveries", "batches", "policies", "why", "qshape"),
+        *("listen", "send", "demo"),
     ]
     for name in names:
         assert f"\n  {name} " in done.stdout

@@ -205,3 +205,15 @@ def test_point_questions_use_their_index(tx: SqlTx, plans: list[str]) -> None:
     assert [plan for plan in plans if plan.startswith("SCAN") or "TEMP" in plan] == []
     in_flight = [plan for plan in plans if "deliveries_in_flight" in plan]
     assert len(in_flight) == 1
+
+
+def test_shape_is_one_pass_over_indexes(tx: SqlTx, plans: list[str]) -> None:
+    """Of the unclaimed, none is sorted; of the claimed, their index alone is walked."""
+    assert tx.shape(None, (NOW, NOW + CROWD), 3).total == (0, CROWD, 20)
+    [plan] = plans
+    unclaimed, _, rest = plan.partition(" / UNION ALL / ")
+    assert unclaimed.endswith("SCAN deliveries USING INDEX deliveries_due_by_destination")
+    assert "TEMP" not in unclaimed
+    assert rest.startswith("SEARCH deliveries USING INDEX deliveries_claimed (claimed_by>?)")
+    # A row of an index costs a few steps for each edge; to look up each in its table, many more.
+    assert count_steps(tx, lambda: tx.shape(None, (NOW,), 3)) < 25 * CROWD

@@ -6,7 +6,7 @@ from random import Random
 
 from msgspec.structs import replace
 
-from primeflowd.hookspecs import Fate, Tx
+from primeflowd.hookspecs import Fate, Shape, Tx
 from primeflowd.model import Delivery
 from primeflowd.testing.conformance.base import (
     NODE,
@@ -255,3 +255,44 @@ class QueuePromises(Conformance):
             assert await attempts_of(storage, delivery.id) == [attempt]
             again = make_attempt(delivery_id=delivery.id, attempt_number=2)
             assert await storage.write(lambda tx: tx.record_attempt(NODE, again, after)) == "lost"
+
+    async def test_shape_counts_what_waits_by_destination_and_time(self) -> None:
+        """Claimed or not; an instant on an edge is after it; what has ended is not there."""
+        async with self.open() as storage:
+            edges = (NOW - 10, NOW)
+            busy = [
+                (NOW - 11, None),
+                (NOW - 10, None),
+                (NOW - 1, NODE),
+                (NOW, NODE),
+                (NOW + 5, None),
+            ]
+            waiting = [
+                make_delivery(destination=BUSY, due_at=due, claimed_by=node) for due, node in busy
+            ]
+            quiet = make_delivery(destination=QUIET, due_at=NOW - 1, claimed_by=OTHER_NODE)
+            theirs = make_delivery(destination=QUIET, due_at=NOW + 1, org_id="org-2")
+            ended = _ended(make_delivery(destination=QUIET), claimed_by=NODE)
+            assert await storage.read(methodcaller("shape", None, edges, 9)) == Shape(
+                (), (0, 0, 0), 0
+            )
+            await store(storage, *waiting, quiet, theirs, ended)
+
+            found = await storage.read(methodcaller("shape", None, edges, 9))
+            rows = ((BUSY, (1, 2, 2)), (QUIET, (0, 1, 1)))
+            assert found == Shape(rows, (1, 3, 3), 2)
+            found = await storage.read(methodcaller("shape", ORG, edges, 9))
+            assert found == Shape((rows[0], (QUIET, (0, 1, 0))), (1, 3, 2), 2)
+            # The largest alone, in the total of all.
+            assert await storage.read(methodcaller("shape", None, edges, 1)) == Shape(
+                rows[:1], (1, 3, 3), 2
+            )
+            found = await storage.read(methodcaller("shape", "org-2", (), 9))
+            assert found == Shape(((QUIET, (1,)),), (1,), 1)
+
+    async def test_shape_of_equal_destinations_is_in_the_order_of_their_names(self) -> None:
+        async with self.open() as storage:
+            names = [f"https://{name}.example:443" for name in ("b", "a-1", "a", "c")]
+            await store(storage, *(make_delivery(destination=name) for name in names))
+            found = await storage.read(methodcaller("shape", None, (NOW,), 3))
+            assert found == Shape(tuple((name, (0, 1)) for name in sorted(names)[:3]), (0, 4), 4)
