@@ -1,0 +1,190 @@
+"""One node: its parts wired together, and what it says of itself.
+
+Nothing here runs or waits. Where a lower part calls a higher one, this passes it a plain callable.
+"""
+
+from typing import Any
+
+from primeflowd.announcer import Announcer
+from primeflowd.api.services import Services
+from primeflowd.clock import Clock
+from primeflowd.config import Config
+from primeflowd.destinations import Destinations
+from primeflowd.explanation import DestinationNow
+from primeflowd.heartbeat import Heartbeat
+from primeflowd.hookspecs import RecordedAttempt, Storage
+from primeflowd.housekeeping import Housekeeping
+from primeflowd.intake import Intake
+from primeflowd.keyring import Keyring
+from primeflowd.lease import Lease
+from primeflowd.metrics import Metrics, Reading
+from primeflowd.plugins import Plugins
+from primeflowd.recovery import Recoveries
+from primeflowd.scheduler import Scheduler
+from primeflowd.sender import Senders
+from primeflowd.service_manager import ServiceManager
+from primeflowd.signing import Signatures
+from primeflowd.tallies import AttemptTally, RequestTally, loop_lags
+from primeflowd.transport import Transport
+
+
+class Node:
+    """All parts. Made once storage is open; daemon.py runs them.
+
+    Attributes:
+        running: it serves; until then, /readyz says that it is starting.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        lease: Lease,
+        clock: Clock,
+        keyring: Keyring,
+        plugins: Plugins,
+        manager: ServiceManager,
+    ) -> None:
+        self.config = config
+        self.manager = manager
+        self.storage = storage
+        self.lease = lease
+        self.clock = clock
+        self.plugins = plugins
+        self.tally, self.requests, self.loop_lags = AttemptTally(), RequestTally(), loop_lags()
+        settings = config.delivery
+        self.destinations = Destinations(settings)
+        self.heartbeat = Heartbeat(
+            manager,
+            storage,
+            clock,
+            lease,
+            status=self.status,
+            attempts=lambda: self._attempts,
+        )
+        self.scheduler = Scheduler(
+            self.heartbeat.scheduling, self.destinations, clock, settings, lease
+        )
+        self.intake = Intake(storage, self.scheduler, clock, config)
+        self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
+        self.transport = Transport(settings, clock)
+        self.announcer = Announcer(plugins.recorders())
+        self.senders = Senders(
+            storage=storage,
+            destinations=self.destinations,
+            scheduler=self.scheduler,
+            signatures=self.signatures,
+            transport=self.transport,
+            classify=self.tally.timing(plugins.classify),
+            on_recorded=self.tally.recording(self._recorded),
+            clock=clock,
+            settings=settings,
+            lease=lease,
+        )
+        self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
+        self.housekeeping = Housekeeping(storage, self.signatures, clock, self._is_eldest)
+        lease.on_lapsed = self.transport.cut_short
+        lease.on_lost = self._lost
+        lease.on_freed = self.scheduler.rouse
+        self.services = Services(
+            storage=storage,
+            intake=self.intake,
+            config=config,
+            clock=clock,
+            keyring=keyring,
+            delivering=self.senders.is_sending,
+            delivering_now=lambda: self.senders.sending,
+            not_ready=self.not_ready,
+            statistics=self.statistics,
+            scrape=Metrics(self.reading).scrape,
+            requests=self.requests,
+            secrets_changed=self.signatures.forget,
+            recovery_started=self.recoveries.rouse,
+            node_id=lambda: self.lease.node_id,
+            destination=self._destination_now,
+        )
+        self.running = False
+        self._attempts = 0
+
+    def _recorded(self, record: RecordedAttempt) -> None:
+        self._attempts += 1
+        self.announcer.tell(record)
+
+    def status(self) -> str:
+        """What systemctl shows beside the attempts per second."""
+        state = self.not_ready() or "ready"
+        held, due = len(self.scheduler), len(self.destinations)
+        return f"{state}: {held} held, {due} due, {self.senders.busy} sending"
+
+    def not_ready(self) -> str | None:
+        """Why /readyz is red, or None."""
+        if self.intake.closed:
+            return "draining"
+        if not self.running:
+            return "starting"
+        if not self.storage.statistics().healthy:
+            return "storage is unavailable"
+        if not self.lease.holds():
+            return "out of touch with the storage for too long"
+        return None
+
+    def _lost(self) -> None:
+        self.transport.cut_short()
+        self.scheduler.renounce()
+
+    def _is_eldest(self) -> bool:
+        return self.lease.holds() and self.lease.is_eldest
+
+    def _destination_now(self, name: str) -> DestinationNow:
+        known = self.destinations.statistics().get(name)
+        if known is None:
+            return DestinationNow()
+        return DestinationNow(
+            queued=known.queued,
+            in_flight=known.in_flight,
+            window=known.window,
+            suspended_until=known.suspended_until,
+            probing=known.suspended_until is None and name in self.destinations.ill(),
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """What /v1/stats shows of this node."""
+        storage = self.storage.statistics()
+        return {
+            "node_id": self.lease.node_id,
+            "is_eldest": self._is_eldest(),
+            "held": len(self.scheduler),
+            "waiting": self.scheduler.waiting(),
+            "due": len(self.destinations),
+            "sending": self.senders.busy,
+            "storage_healthy": storage.healthy,
+            "storage_backlog": storage.backlog,
+            "commits": storage.commits,
+            "operations": storage.operations,
+            "attempts_not_announced": self.announcer.not_announced,
+        }
+
+    def reading(self) -> Reading:
+        """What /metrics shows of this node."""
+        return Reading(
+            now=self.clock.now(),
+            ready=self.not_ready() is None,
+            accepted=self.intake.accepted,
+            cancelled=self.intake.cancelled,
+            attempts=self.tally,
+            waiting=self.scheduler.waiting(),
+            due=len(self.destinations),
+            sending=self.senders.busy,
+            held_limit=self.config.delivery.active_limit,
+            senders=self.config.delivery.concurrency,
+            destinations=self.destinations.statistics(),
+            transport=self.transport.statistics(),
+            storage=self.storage.statistics(),
+            backlog_limit=self.config.storage.max_backlog,
+            lease_held=self.lease.holds(),
+            is_eldest=self._is_eldest(),
+            loop_lags=self.loop_lags,
+            requests=self.requests,
+            plugin_failures=self.plugins.failures,
+            not_announced=self.announcer.not_announced,
+        )
