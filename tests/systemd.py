@@ -14,7 +14,10 @@ from primeflowd.testing.daemon_process import eventually
 # Only the process itself knows its number in time, and it keeps it through exec.
 _PASS_ON = """
 import os, sys
-os.dup2(int(sys.argv[1]), 3)
+passed = int(sys.argv[1])
+if passed != 3:
+    os.dup2(passed, 3)
+    os.close(passed)  # else the daemon has it twice, and never lets go of it
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="primeflowd.socket")
 os.execv(sys.argv[2], sys.argv[2:])
 """

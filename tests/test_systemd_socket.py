@@ -1,5 +1,6 @@
 """Section 8: a daemon on a socket that systemd keeps: no connection is refused across a restart."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -45,12 +46,12 @@ def daemon_on(tmp_path: Path, server: str) -> DaemonProcess:
 
 
 def has_open(pid: int, sock: socket.socket) -> bool:
-    number = os.fstat(sock.fileno()).st_ino
-    return any(
-        path.stat().st_ino == number
-        for path in Path(f"/proc/{pid}/fd").iterdir()
-        if path.readlink().name.startswith("socket:")
-    )
+    name = Path(f"/proc/self/fd/{sock.fileno()}").readlink()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            if path.readlink() == name:
+                return True
+    return False
 
 
 class Clients:
