@@ -137,7 +137,7 @@ class Address:
         connection.watchdog = watchdog
         try:
             connection.execute(_SET, [list(settings), list(settings.values())])
-        except BaseException:
+        except BaseException:  # whatever it was, nobody else knows of the connection yet
             connection.close()
             raise
         return connection
