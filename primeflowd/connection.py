@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a receiver, plain or TLS: a request out, a response in.
 
-Owns a non-blocking stdlib socket; Trio is asked only whether it is ready. (For TLS that costs a
-third of what trio.SSLStream does, which moves every byte through two memory buffers.)
+Owns a non-blocking stdlib socket; others are asked only whether it is ready. (For TLS that costs
+a third of what trio.SSLStream does, which moves every byte through two memory buffers.)
 
 Blocks on the receiver, without a deadline: that is the caller's. Whatever goes wrong before a
 response head is complete is a NetworkFailure; after it the status stands. Cancelled at any point,
@@ -16,6 +16,7 @@ import trio
 
 from primeflowd.http_response import BadResponse, ResponseReader
 from primeflowd.model import FailureReason
+from primeflowd.ready_set import Readiness, TrioReadiness
 
 _NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -57,7 +58,9 @@ class Connection:
 
     __slots__ = (
         "_fd",
+        "_readiness",
         "_socket",
+        "_sound",
         "_tls",
         "_whole",
         "address",
@@ -67,13 +70,19 @@ class Connection:
     )
 
     def __init__(
-        self, sock: socket | ssl.SSLSocket, address: str, response: ResponseReader
+        self,
+        sock: socket | ssl.SSLSocket,
+        address: str,
+        response: ResponseReader,
+        readiness: Readiness | None = None,
     ) -> None:
-        """Takes over the connected, non-blocking `sock`."""
+        """Takes over the connected, non-blocking `sock`. `readiness` None: Trio's."""
         self._socket = sock
         self._fd = sock.fileno()
+        self._readiness = readiness or TrioReadiness()
+        self._readiness.add(self._fd)
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
-        self._whole = True
+        self._whole = self._sound = True
         self.address = address
         self.response = response
         self.idle_since = 0.0
@@ -82,13 +91,17 @@ class Connection:
     @property
     def reusable(self) -> bool:
         """The last exchange is over and left the connection fit for another."""
-        return self._whole and self.response.keep_alive and self.ended_by is None
+        return (
+            self._whole and self._sound and self.response.keep_alive and self.ended_by is None
+        )
 
     def is_stale(self) -> bool:
         """While idle: the other side has closed, or said something that nobody asked for.
 
-        Reads a byte, so TLS digests what is waiting (session tickets, a close_notify).
+        Reads a byte if anything has come, so TLS digests it (session tickets, a close_notify).
         """
+        if not self._readiness.has_news(self._fd):
+            return False
         try:
             self._socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -125,6 +138,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket, without TLS goodbyes: all that was wanted has been read."""
+        self._readiness.remove(self._fd)
         self._socket.close()
         self.response.close()
 
@@ -136,6 +150,7 @@ class Connection:
             return 0
         except OSError:
             # It may have answered before it closed (413, 503); reading finds out.
+            self._sound = False
             return len(data)
 
     async def _receive_while_sending(self, rest: memoryview) -> NetworkFailure | None:
@@ -154,31 +169,35 @@ class Connection:
         self._whole = True
 
     async def _receive(self) -> NetworkFailure | None:
-        response = self.response
-        reason: FailureReason = "connection_error"
+        response, receive = self.response, self._socket.recv
+        # OpenSSL reads a record at a time: what it still holds of one makes no socket readable.
+        if self._tls is None or not self._tls.pending():
+            await self._readiness.wait_readable(self._fd)
         while True:
-            # OpenSSL reads a record at a time: what it still holds of one makes no fd readable.
-            if self._tls is None or not self._tls.pending():
-                await trio.lowlevel.wait_readable(self._fd)
             try:
-                data = self._socket.recv(response.wanted)
-                if data:
-                    if response.feed(data):
-                        return None
-                    continue
-                problem = "the receiver closed the connection"
+                data = receive(response.wanted)
+                if not data:
+                    return self._broken_off("the receiver closed the connection")
+                if response.feed(data):
+                    return None
             except _NOT_READY:
-                continue
+                # Only now: what has come already is not told again.
+                await self._readiness.wait_readable(self._fd)
             except BadResponse as error:
                 return NetworkFailure("response_error", str(error), self.address)
             except OSError as error:
                 problem = f"the connection broke ({describe(error)})"
-                if isinstance(error, ssl.SSLError):
-                    # TLS 1.3 lets a server refuse a client after the handshake.
-                    reason = "tls_error"
-            if response.status is not None:
-                return None
-            if response.received:
-                problem += " in the middle of the head of its answer"
-                return NetworkFailure("response_error", problem, self.address)
-            return NetworkFailure(reason, f"{problem} without an answer", self.address)
+                # TLS 1.3 lets a server refuse a client after the handshake.
+                tls = isinstance(error, ssl.SSLError)
+                return self._broken_off(problem, "tls_error" if tls else "connection_error")
+
+    def _broken_off(
+        self, problem: str, reason: FailureReason = "connection_error"
+    ) -> NetworkFailure | None:
+        """What it means that no more will come."""
+        if self.response.status is not None:
+            return None
+        if self.response.received:
+            problem += " in the middle of the head of its answer"
+            return NetworkFailure("response_error", problem, self.address)
+        return NetworkFailure(reason, f"{problem} without an answer", self.address)

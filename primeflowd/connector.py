@@ -24,6 +24,7 @@ from primeflowd.connection import Connection, NetworkFailure, describe
 from primeflowd.egress import EgressGuard
 from primeflowd.errors import ConfigError
 from primeflowd.http_response import ResponseReader
+from primeflowd.ready_set import Readiness
 
 SocketAddress: TypeAlias = tuple[Any, ...]
 """What the socket module calls an address: (ip, port) or (ip, port, flow, scope)."""
@@ -49,15 +50,20 @@ class Connector:
     """Opens connections for one configuration."""
 
     def __init__(
-        self, settings: DeliverySettings, guard: EgressGuard, resolver: Resolver | None = None
+        self,
+        settings: DeliverySettings,
+        guard: EgressGuard,
+        resolver: Resolver | None = None,
+        readiness: Readiness | None = None,
     ) -> None:
-        """`resolver` stands in for the system's.
+        """`resolver` stands in for the system's; `readiness` is for the connections made.
 
         Raises:
             ConfigError: `ca_file` cannot be used.
         """
         self._guard = guard
         self._resolver = resolver or SystemResolver()
+        self._readiness = readiness
         self._timeout = settings.connect_timeout
         self._tls = _tls_context(settings.ca_file)
         self._new_reader = partial(
@@ -96,7 +102,7 @@ class Connector:
                 # Refused, or cancelled: nobody else knows of the socket.
                 sock.close()
                 raise
-            return Connection(sock, address, self._new_reader())
+            return Connection(sock, address, self._new_reader(), self._readiness)
         raise NetworkFailure("timeout", f"{doing} took over {self._timeout.text}", address)
 
     async def _look_up(self, target: Target) -> list[tuple[int, SocketAddress]]:

@@ -1,13 +1,10 @@
 """Connections kept open between attempts: a stack per destination, bounded in all.
 
 Last in, first out, so that a quiet destination's surplus grows old and is closed. Nothing runs in
-the background: every call closes what has expired, oldest first. While no callback is sent at all
-a few expired sockets may stay open; there are never more than the limit.
+the background: whoever owns this calls `close_expired` now and then. Times are Trio's.
 """
 
 from collections import OrderedDict
-
-import trio
 
 from primeflowd.connection import Connection
 
@@ -26,31 +23,34 @@ class IdleConnections:
     def __len__(self) -> int:
         return len(self._by_age)
 
-    def take(self, destination: str) -> Connection | None:
+    def take(self, destination: str, now: float) -> Connection | None:
         """The connection to `destination` used last that the other side still keeps open."""
-        self._close_expired()
         while stack := self._stacks.get(destination):
-            connection = stack[-1]
-            self._remove(connection)
-            if not connection.is_stale():
+            connection = stack.pop()
+            if not stack:
+                del self._stacks[destination]
+            del self._by_age[connection]
+            if connection.idle_since > now - self._timeout and not connection.is_stale():
                 return connection
             connection.close()
         return None
 
-    def put(self, destination: str, connection: Connection) -> None:
+    def put(self, destination: str, connection: Connection, now: float) -> None:
         """Keep a reusable `connection`, or close it, or another one to make room."""
         if not self._limit_per_destination:
             connection.close()
             return
-        connection.idle_since = trio.current_time()
-        stack = self._stacks.setdefault(destination, [])
+        connection.idle_since = now
         self._by_age[connection] = destination
-        stack.append(connection)
-        if len(stack) > self._limit_per_destination:
-            self._discard(stack[0])
-        elif len(self._by_age) > self._limit:
+        stack = self._stacks.get(destination)
+        if stack is None:
+            self._stacks[destination] = [connection]
+        else:
+            stack.append(connection)
+            if len(stack) > self._limit_per_destination:
+                self._discard(stack[0])
+        if len(self._by_age) > self._limit:
             self._discard(next(iter(self._by_age)))
-        self._close_expired()
 
     def close_all(self) -> None:
         """Close every one, and keep none from now on."""
@@ -58,22 +58,20 @@ class IdleConnections:
         while self._by_age:
             self._discard(next(iter(self._by_age)))
 
-    def _close_expired(self) -> None:
-        deadline = trio.current_time() - self._timeout
-        while self._by_age and (oldest := next(iter(self._by_age))).idle_since <= deadline:
+    def close_expired(self, now: float) -> float | None:
+        """Close what is too old; when there will be more of it, None if nothing is kept."""
+        while self._by_age:
+            oldest = next(iter(self._by_age))
+            if oldest.idle_since > now - self._timeout:
+                return oldest.idle_since + self._timeout
             self._discard(oldest)
+        return None
 
     def _discard(self, connection: Connection) -> None:
-        self._remove(connection)
-        connection.close()
-
-    def _remove(self, connection: Connection) -> None:
         destination = self._by_age.pop(connection)
         stack = self._stacks[destination]
-        # At one of the two ends: the age in a stack is the age in all.
-        if stack[-1] is connection:
-            stack.pop()
-        else:
-            stack.remove(connection)
+        # The age in a stack is the age in all, so it is the first one; of few, in any case.
+        stack.remove(connection)
         if not stack:
             del self._stacks[destination]
+        connection.close()

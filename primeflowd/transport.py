@@ -23,9 +23,9 @@ from primeflowd.connection import Connection, NetworkFailure
 from primeflowd.connector import Connector, Resolver
 from primeflowd.egress import EgressGuard
 from primeflowd.idle_connections import IdleConnections
-from primeflowd.instants import SECOND, Micros
+from primeflowd.instants import Micros
 from primeflowd.model import FailureReason, Outcome
-from primeflowd.timer_wheel import TimerWheel
+from primeflowd.ready_set import ReadySet
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Written by the transport; from elsewhere they could disagree with what is sent.
@@ -33,6 +33,9 @@ _OWN_HEADERS: Final = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "expect", "trailer", "upgrade"}
 )
 
+
+# Seconds that an exchange, or an idle connection, may overstay.
+_TICK: Final = 0.05
 
 # Who ended an exchange, see Connection.end.
 _TOO_LATE: Final = "deadline"
@@ -75,17 +78,19 @@ class Transport:
         self._clock = clock
         self._timeout = settings.timeout
         self._guard = EgressGuard(settings.egress)
-        self._connector = Connector(settings, self._guard, resolver)
+        self._ready_set = ReadySet()
+        self._connector = Connector(settings, self._guard, resolver, self._ready_set)
         # Twice what is under way at once: room for destinations that take turns.
         self._idle = IdleConnections(
             limit=2 * settings.concurrency,
             limit_per_destination=settings.max_idle_per_destination,
             timeout=settings.idle_timeout.seconds,
         )
-        # Exchanges under way by when each must be over, for `run` to end. A cancel scope for each
-        # would cost some 7 us; connecting, which is rare, has one.
-        self._exchanges: TimerWheel[Connection] = TimerWheel()
-        self._exchange_began = trio.Event()
+        # Exchanges under way and when each must be over, for `run` to end; all have the same time,
+        # so the first is the next. A cancel scope for each would cost some 7 us; connecting, which
+        # is rare, has one.
+        self._exchanges: dict[Connection, float] = {}
+        self._began = trio.Event()
         self._connecting: set[trio.CancelScope] = set()
         self._in_use = 0
         self._connects = 0
@@ -100,20 +105,32 @@ class Transport:
         )
 
     async def run(self) -> None:
-        """End exchanges that take too long, until cancelled. Without it there is no deadline."""
+        """Read answers, end exchanges that take too long, close connections that are idle for too
+        long; until cancelled. Without it no answer comes and there is no deadline."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ready_set.run)
+            await self._watch_time()
+
+    async def _watch_time(self) -> None:
         while True:
-            for connection in self._exchanges.advance(_micros(trio.current_time())):
+            now = trio.current_time()
+            for connection, deadline in self._exchanges.items():
+                if deadline > now:
+                    break
                 connection.end(_TOO_LATE)
-            due = self._exchanges.next_due()
-            if due is None:
-                self._exchange_began = trio.Event()
-                await self._exchange_began.wait()
+            expiry = self._idle.close_expired(now)
+            first = next(iter(self._exchanges.values()), None)
+            times = [time for time in (first, expiry) if time is not None]
+            if times:
+                # A little later, so that many that began together are ended together.
+                await trio.sleep_until(min(times) + _TICK)
             else:
-                await trio.sleep_until(due / SECOND)
+                self._began = trio.Event()
+                await self._began.wait()
 
     def cut_short(self) -> None:
         """End every attempt under way: its `send` raises CutShort."""
-        for connection in self._exchanges.clear():
+        for connection in self._exchanges:
             connection.end(_CUT_SHORT)
         for scope in self._connecting:
             scope.cancel()
@@ -121,6 +138,7 @@ class Transport:
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed when their attempts end."""
         self._idle.close_all()
+        self._ready_set.close()
         await trio.lowlevel.checkpoint()
 
     async def send(self, request: Request, may_send: Callable[[], bool] = lambda: True) -> Outcome:
@@ -133,13 +151,14 @@ class Transport:
             CutShort: by cut_short(), unless the answer was there already; or it may not be sent.
         """
         started_at = self._clock.now()
-        deadline = trio.current_time() + self._timeout.seconds
+        now = trio.current_time()
+        deadline = now + self._timeout.seconds
         target = request.target
         connection: Connection | None = None
         failure: tuple[FailureReason, str, str | None] | None = None
         try:
             data = self._prepared(request)
-            connection = self._take_idle(target.destination)
+            connection = self._take_idle(target.destination, now)
             if connection is not None and not await self._reused(connection, data, deadline):
                 self._give_back(target.destination, connection)
                 connection = None
@@ -163,8 +182,8 @@ class Transport:
         except ValueError as error:
             raise NetworkFailure("internal_error", str(error)) from error
 
-    def _take_idle(self, destination: str) -> Connection | None:
-        connection = self._idle.take(destination)
+    def _take_idle(self, destination: str, now: float) -> Connection | None:
+        connection = self._idle.take(destination, now)
         if connection is not None:
             self._reuses += 1
             self._in_use += 1
@@ -188,8 +207,8 @@ class Transport:
     async def _exchange(self, connection: Connection, data: bytes, deadline: float) -> None:
         """As Connection.exchange, to the deadline; tells apart what ended it before that."""
         if not self._exchanges:
-            self._exchange_began.set()
-        self._exchanges.add(connection, _micros(deadline))
+            self._began.set()
+        self._exchanges[connection] = deadline
         try:
             await connection.exchange(data)
         except NetworkFailure:
@@ -199,7 +218,7 @@ class Transport:
                 raise self._too_late(connection.address) from None
             raise
         finally:
-            self._exchanges.cancel(connection)
+            del self._exchanges[connection]
 
     def _too_late(self, address: str | None) -> NetworkFailure:
         return NetworkFailure("timeout", f"no answer within {self._timeout.text}", address)
@@ -207,7 +226,7 @@ class Transport:
     def _give_back(self, destination: str, connection: Connection) -> None:
         self._in_use -= 1
         if connection.reusable:
-            self._idle.put(destination, connection)
+            self._idle.put(destination, connection, trio.current_time())
         else:
             connection.close()
 
@@ -284,7 +303,3 @@ def _check_name(name: str) -> None:
     if name.lower() in _OWN_HEADERS:
         raise ValueError(f"the header {name} is the transport's own")
 
-
-def _micros(time: float) -> Micros:
-    """Trio's seconds as a TimerWheel counts them."""
-    return round(time * SECOND)

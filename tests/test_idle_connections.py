@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from primeflowd.connection import Connection
@@ -49,14 +50,14 @@ def peers() -> Iterator[Peers]:
 async def test_last_in_first_out(peers: Peers, mock_clock: MockClock) -> None:
     idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
     first, second, other = peers.make(), peers.make(), peers.make()
-    idle.put("a", first)
-    idle.put("b", other)
-    idle.put("a", second)
+    idle.put("a", first, trio.current_time())
+    idle.put("b", other, trio.current_time())
+    idle.put("a", second, trio.current_time())
     assert len(idle) == 3
-    assert idle.take("a") is second
-    assert idle.take("a") is first
-    assert idle.take("a") is None
-    assert idle.take("b") is other
+    assert idle.take("a", trio.current_time()) is second
+    assert idle.take("a", trio.current_time()) is first
+    assert idle.take("a", trio.current_time()) is None
+    assert idle.take("b", trio.current_time()) is other
     assert len(idle) == 0
 
 
@@ -65,7 +66,7 @@ async def test_limit_per_destination(peers: Peers, mock_clock: MockClock) -> Non
     idle = IdleConnections(limit=10, limit_per_destination=2, timeout=60)
     connections = [peers.make() for _ in range(3)]
     for connection in connections:
-        idle.put("a", connection)
+        idle.put("a", connection, trio.current_time())
     assert [peers.closed(connection) for connection in connections] == [True, False, False]
     assert len(idle) == 2
     idle.close_all()
@@ -76,37 +77,41 @@ async def test_limit_over_all(peers: Peers, mock_clock: MockClock) -> None:
     idle = IdleConnections(limit=2, limit_per_destination=2, timeout=60)
     connections = [peers.make() for _ in range(3)]
     for destination, connection in zip("abc", connections, strict=True):
-        idle.put(destination, connection)
+        idle.put(destination, connection, trio.current_time())
     assert [peers.closed(connection) for connection in connections] == [True, False, False]
-    assert idle.take("a") is None
+    assert idle.take("a", trio.current_time()) is None
     idle.close_all()
 
 
 async def test_none_kept(peers: Peers, mock_clock: MockClock) -> None:
     idle = IdleConnections(limit=10, limit_per_destination=0, timeout=60)
     connection = peers.make()
-    idle.put("a", connection)
+    idle.put("a", connection, trio.current_time())
     assert peers.closed(connection)
     assert len(idle) == 0
 
 
 async def test_expiry(peers: Peers, mock_clock: MockClock) -> None:
-    """Expired ones are closed at any call, of whatever destination: none piles up."""
+    """Expired ones are closed when that is asked for, and never given out: none piles up."""
     idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
     vanished, quiet, busy = peers.make(), peers.make(), peers.make()
-    idle.put("vanished", vanished)
+    idle.put("vanished", vanished, trio.current_time())
     mock_clock.jump(30)
-    idle.put("b", quiet)
+    idle.put("b", quiet, trio.current_time())
     mock_clock.jump(29)
-    assert idle.take("vanished") is vanished
-    idle.put("vanished", vanished)
+    assert idle.take("vanished", trio.current_time()) is vanished
+    idle.put("vanished", vanished, trio.current_time())
+    assert idle.close_expired(trio.current_time()) == trio.current_time() + 31
     mock_clock.jump(31)
-    idle.put("b", busy)
+    idle.put("b", busy, trio.current_time())
+    assert idle.close_expired(trio.current_time()) == trio.current_time() + 29
     assert [peers.closed(c) for c in (quiet, vanished, busy)] == [True, False, False]
     mock_clock.jump(29)
-    assert idle.take("b") is busy
+    assert idle.take("b", trio.current_time()) is busy
+    assert idle.take("vanished", trio.current_time()) is None
     assert peers.closed(vanished)
     assert len(idle) == 0
+    assert idle.close_expired(trio.current_time()) is None
     busy.close()
 
 
@@ -115,10 +120,10 @@ async def test_stale_ones_are_passed_over(peers: Peers, mock_clock: MockClock) -
     idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
     good, closed, spoke = peers.make(), peers.make(), peers.make()
     for connection in (good, closed, spoke):
-        idle.put("a", connection)
+        idle.put("a", connection, trio.current_time())
     peers.other_end[closed].close()
     peers.other_end[spoke].send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
-    assert idle.take("a") is good
+    assert idle.take("a", trio.current_time()) is good
     assert len(idle) == 0
     assert peers.closed(spoke)
     assert not peers.closed(good)
@@ -132,8 +137,8 @@ async def test_nothing_is_left_of_a_destination(peers: Peers, mock_clock: MockCl
     tracemalloc.start()
     try:
         for n in range(2_000):
-            idle.put(f"https://{n}.test:443", connection)
-            assert idle.take(f"https://{n}.test:443") is connection
+            idle.put(f"https://{n}.test:443", connection, trio.current_time())
+            assert idle.take(f"https://{n}.test:443", trio.current_time()) is connection
         assert tracemalloc.get_traced_memory()[0] < 50_000
     finally:
         tracemalloc.stop()
@@ -143,9 +148,9 @@ async def test_close_all(peers: Peers, mock_clock: MockClock) -> None:
     """After it, what comes back is closed as well."""
     idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
     kept, late = peers.make(), peers.make()
-    idle.put("a", kept)
+    idle.put("a", kept, trio.current_time())
     idle.close_all()
-    idle.put("a", late)
+    idle.put("a", late, trio.current_time())
     assert peers.closed(kept)
     assert peers.closed(late)
     assert len(idle) == 0

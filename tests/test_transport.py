@@ -150,10 +150,11 @@ async def test_memory_stays_flat(nursery: trio.Nursery, answer: Answer) -> None:
     async with open_receiver(nursery, answer) as receiver:
         transport_ = transport()
         await send(transport_, request(receiver.url()))
+        nursery.start_soon(transport_.run)
         before = resident_memory()
 
         async def one() -> None:
-            outcome = await send(transport_, request(receiver.url()))
+            outcome = await transport_.send(request(receiver.url()))
             if answer.body_size:
                 assert (outcome.status_code, len(outcome.body)) == (200, 8192)
             else:
@@ -384,6 +385,7 @@ async def test_attempts_at_once_have_connections_of_their_own(nursery: trio.Nurs
     """Afterwards no more of them are kept than max_idle_per_destination."""
     async with open_receiver(nursery, Answer(delay=0.05)) as receiver:
         transport_ = transport(max_idle_per_destination=2)
+        nursery.start_soon(transport_.run)
         async with trio.open_nursery() as senders:
             for _ in range(5):
                 senders.start_soon(transport_.send, request(receiver.url()))
@@ -415,11 +417,12 @@ async def test_what_is_not_kept(nursery: trio.Nursery, answer: Answer) -> None:
 async def test_idle_close_is_noticed(nursery: trio.Nursery) -> None:
     """A receiver that restarted meanwhile costs a connection, not an attempt."""
     transport_ = transport()
+    nursery.start_soon(transport_.run)
     async with open_receiver(nursery) as receiver:
-        assert (await send(transport_, request(receiver.url()))).status_code == 200
+        assert (await transport_.send(request(receiver.url()))).status_code == 200
         port = receiver.port
     async with open_receiver(nursery, port=port) as receiver:
-        assert (await send(transport_, request(receiver.url()))).status_code == 200
+        assert (await transport_.send(request(receiver.url()))).status_code == 200
         assert (receiver.connections, len(receiver.requests)) == (1, 1)
     assert transport_.statistics().reuses == 0
     await transport_.aclose()
@@ -498,6 +501,7 @@ async def test_closing_with_attempts_under_way(nursery: trio.Nursery) -> None:
     """They end as they would have; their connections are not kept."""
     async with open_receiver(nursery, Answer(delay=0.05)) as receiver:
         transport_ = transport()
+        nursery.start_soon(transport_.run)
         async with trio.open_nursery() as senders:
             senders.start_soon(transport_.send, request(receiver.url()))
             await receiver.wait_requests(1)
@@ -529,11 +533,12 @@ async def test_tls_close_while_idle(nursery: trio.Nursery, tmp_path: Path) -> No
     authority = Authority(tmp_path)
     tls = authority.server("127.0.0.1")
     transport_ = transport(ca_file=authority.ca_file)
+    nursery.start_soon(transport_.run)
     async with open_receiver(nursery, tls=tls) as receiver:
-        assert (await send(transport_, request(receiver.url()))).status_code == 200
+        assert (await transport_.send(request(receiver.url()))).status_code == 200
         port = receiver.port
     async with open_receiver(nursery, tls=tls, port=port) as receiver:
-        assert (await send(transport_, request(receiver.url()))).status_code == 200
+        assert (await transport_.send(request(receiver.url()))).status_code == 200
     assert transport_.statistics().reuses == 0
     await transport_.aclose()
 
@@ -613,7 +618,10 @@ async def test_cancelled_at_every_step(
             sent = request(f"{scheme}://h.test/", body)
             if kept:
                 await send(transport_, sent)
-            cancelled = await cancelled_at(step, transport_, sent)
+            async with trio.open_nursery() as running:
+                running.start_soon(transport_.run)
+                cancelled = await cancelled_at(step, transport_, sent)
+                running.cancel_scope.cancel()
             statistics = transport_.statistics()
             assert statistics.open == statistics.idle == (0 if cancelled else 1)
             await transport_.aclose()
@@ -628,6 +636,7 @@ async def test_cut_short_ends_every_attempt_under_way(nursery: trio.Nursery) -> 
     async with open_receiver(nursery) as receiver:
         receiver.script = Answer(hang=True)
         transport_ = transport(timeout="30s")
+        nursery.start_soon(transport_.run)
         ends: list[str] = []
 
         async def one() -> None:
@@ -654,6 +663,7 @@ async def test_cut_short_leaves_an_answer_that_has_arrived(nursery: trio.Nursery
     async with open_receiver(nursery) as receiver:
         receiver.script = Answer(body=b"body" * 20, cut=70, hang=True)
         transport_ = transport(timeout="30s")
+        nursery.start_soon(transport_.run)
         outcomes: list[Outcome] = []
 
         async def one() -> None:
@@ -672,6 +682,7 @@ async def test_nothing_is_sent_if_the_right_to_is_lost_while_connecting(
 ) -> None:
     async with open_receiver(nursery) as receiver:
         transport_ = transport()
+        nursery.start_soon(transport_.run)
         with pytest.raises(CutShort):
             await transport_.send(request(receiver.url()), may_send=lambda: False)
         assert transport_.statistics().open == 0
