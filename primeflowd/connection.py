@@ -9,14 +9,16 @@ the connection must be closed: `reusable` says so.
 """
 
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
+from typing import Final
 
 import trio
 
 from primeflowd.http_response import BadResponse, ResponseReader
 from primeflowd.model import FailureReason
-from primeflowd.ready_set import Readiness, TrioReadiness
+from primeflowd.ready_set import Readiness, ReadySet, TrioReadiness
 
 _NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -35,6 +37,10 @@ class NetworkFailure(Exception):
         self.reason = reason
         self.message = message
         self.address = address
+
+
+# In place of an end: it has not come yet.
+_MORE: Final = NetworkFailure("internal_error", "more is to come")
 
 
 def describe(error: OSError) -> str:
@@ -62,6 +68,7 @@ class Connection:
         "_socket",
         "_sound",
         "_tls",
+        "_told",
         "_whole",
         "address",
         "ended_by",
@@ -87,13 +94,12 @@ class Connection:
         self.response = response
         self.idle_since = 0.0
         self.ended_by: str | None = None
+        self._told: Callable[[NetworkFailure | None], None] | None = None
 
     @property
     def reusable(self) -> bool:
         """The last exchange is over and left the connection fit for another."""
-        return (
-            self._whole and self._sound and self.response.keep_alive and self.ended_by is None
-        )
+        return self._whole and self._sound and self.response.keep_alive and self.ended_by is None
 
     def is_stale(self) -> bool:
         """While idle: the other side has closed, or said something that nobody asked for.
@@ -118,13 +124,39 @@ class Connection:
                 one came.
         """
         self.response.start()
-        self._whole = False
         sent = self._send(request)
-        if sent == len(request):
-            self._whole = True
-            failure = await self._receive()
-        else:
-            failure = await self._receive_while_sending(memoryview(request)[sent:])
+        self._whole = sent == len(request)
+        if not self._whole:
+            await self.finish(memoryview(request)[sent:])
+        elif failure := await self._receive():
+            raise failure
+
+    def begin(
+        self, request: bytes, told: Callable[[NetworkFailure | None], None]
+    ) -> memoryview | None:
+        """As `exchange`, without a task: `told` is called at the end, with what that would raise.
+
+        For a connection on a ReadySet that is kept, and so has nothing unread. `told` must not
+        raise; it may be called before this returns. Whoever has had enough closes the connection,
+        and is not told. If the socket does not take all of the request the rest is returned, and
+        nobody is told: `finish` goes on with it.
+        """
+        self.response.start()
+        sent = self._send(request)
+        self._whole = sent == len(request)
+        if not self._whole:
+            return memoryview(request)[sent:]
+        self._told = told
+        self._await_more()
+        return None
+
+    async def finish(self, rest: memoryview) -> None:
+        """Send the rest that `begin` returned, and see the exchange to its end.
+
+        Raises:
+            NetworkFailure: as `exchange`.
+        """
+        failure = await self._receive_while_sending(rest)
         if failure is not None:
             raise failure
 
@@ -169,27 +201,47 @@ class Connection:
         self._whole = True
 
     async def _receive(self) -> NetworkFailure | None:
-        response, receive = self.response, self._socket.recv
         # OpenSSL reads a record at a time: what it still holds of one makes no socket readable.
         if self._tls is None or not self._tls.pending():
             await self._readiness.wait_readable(self._fd)
-        while True:
-            try:
+        while (end := self._read()) is _MORE:
+            await self._readiness.wait_readable(self._fd)
+        return end
+
+    def _await_more(self) -> None:
+        assert isinstance(self._readiness, ReadySet)
+        self._readiness.call_when_readable(self._fd, self._go_on)
+
+    def _go_on(self) -> None:
+        end = self._read()
+        if end is _MORE:
+            self._await_more()
+        else:
+            # Let go of it: it may well hold this connection.
+            told, self._told = self._told, None
+            assert told is not None
+            told(end)
+
+    def _read(self) -> NetworkFailure | None:
+        """Read what has come: how the exchange has ended, or `_MORE`."""
+        response, receive = self.response, self._socket.recv
+        try:
+            while True:
                 data = receive(response.wanted)
                 if not data:
                     return self._broken_off("the receiver closed the connection")
                 if response.feed(data):
                     return None
-            except _NOT_READY:
-                # Only now: what has come already is not told again.
-                await self._readiness.wait_readable(self._fd)
-            except BadResponse as error:
-                return NetworkFailure("response_error", str(error), self.address)
-            except OSError as error:
-                problem = f"the connection broke ({describe(error)})"
-                # TLS 1.3 lets a server refuse a client after the handshake.
-                tls = isinstance(error, ssl.SSLError)
-                return self._broken_off(problem, "tls_error" if tls else "connection_error")
+        except _NOT_READY:
+            # Only now: what has come already is not told again.
+            return _MORE
+        except BadResponse as error:
+            return NetworkFailure("response_error", str(error), self.address)
+        except OSError as error:
+            problem = f"the connection broke ({describe(error)})"
+            # TLS 1.3 lets a server refuse a client after the handshake.
+            tls = isinstance(error, ssl.SSLError)
+            return self._broken_off(problem, "tls_error" if tls else "connection_error")
 
     def _broken_off(
         self, problem: str, reason: FailureReason = "connection_error"

@@ -16,7 +16,7 @@ suspended decide nothing any more, however late they end.
 A destination that answers, if only with errors, is never suspended: its attempts cost little, and
 each is owed to its delivery's retry policy at its time.
 
-Only `take` blocks. Source of the scheme: Postfix SCHEDULER_README.
+Only `take` and `turn` block. Source of the scheme: Postfix SCHEDULER_README.
 """
 
 from collections import deque
@@ -105,7 +105,11 @@ class _Destination:
         return 1 / int(self.window)
 
     def eligible(self) -> bool:
-        return bool(self.queue) and self.in_flight < self.allowed()
+        if not self.queue:
+            return False
+        if self.suspended_until is None and not self.probing:
+            return self.in_flight < int(self.window)
+        return self.in_flight < self.allowed()
 
 
 class Destinations:
@@ -129,7 +133,8 @@ class Destinations:
         self._forget_at = _REMEMBERED
         # Destinations that may be eligible, in the order of their turns.
         self._ring: deque[_Destination] = deque()
-        self._waiting = trio.lowlevel.ParkingLot()
+        # Whoever waits for a turn waits for this.
+        self._turn: trio.Event | None = None
         self._queued = 0
         self._closed = False
 
@@ -145,27 +150,39 @@ class Destinations:
         self._queued += 1
         self._offer(destination)
 
-    async def take(self) -> Held | None:
-        """The next delivery to attempt, from the destination whose turn it is.
-
-        The caller must call `done` with it afterwards. None means closed. Blocks while nothing is
-        eligible; cancellation takes nothing. Does not always checkpoint.
-        """
-        while not self._closed:
-            while self._ring:
-                destination = self._ring.popleft()
-                destination.in_ring = False
-                if not destination.eligible():
-                    continue
-                held = destination.queue.popleft()
-                self._queued -= 1
-                destination.in_flight += 1
-                held.era = destination.era
-                # One more may start: pass the turn on, and wake the next sender for it.
-                self._offer(destination)
-                return held
-            await self._waiting.park()
+    def take_now(self) -> Held | None:
+        """The next delivery to attempt, from the destination whose turn it is; None if there is
+        none at the moment, or no more at all. The caller must call `done` with it afterwards."""
+        if self._closed:
+            return None
+        while self._ring:
+            destination = self._ring.popleft()
+            destination.in_ring = False
+            if not destination.eligible():
+                continue
+            held = destination.queue.popleft()
+            self._queued -= 1
+            destination.in_flight += 1
+            held.era = destination.era
+            # One more may start: pass the turn on.
+            self._offer(destination)
+            return held
         return None
+
+    async def take(self) -> Held | None:
+        """As take_now, but waits until there is one. None means closed. Cancellation takes
+        nothing. Does not always checkpoint."""
+        while (held := self.take_now()) is None and not self._closed:
+            await self.turn()
+        return held
+
+    async def turn(self) -> None:
+        """Wait until there may be something to take, or never again."""
+        if self._ring or self._closed:
+            return
+        if self._turn is None:
+            self._turn = trio.Event()
+        await self._turn.wait()
 
     def done(
         self, held: Held, failed: bool | None, now: Micros, *, answered: bool = False
@@ -244,7 +261,11 @@ class Destinations:
     def close(self) -> None:
         """Hand out nothing more; every `take` returns None."""
         self._closed = True
-        self._waiting.unpark_all()
+        self._wake()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def __len__(self) -> int:
         return self._queued
@@ -263,15 +284,17 @@ class Destinations:
         }
 
     def _offer(self, destination: _Destination) -> None:
-        """Give a destination its turn if it may have one, and wake a sender for it.
-
-        One sender for each turn: it passes the turn on, and that wakes the next. As long as there
-        is a turn, a sender is awake for it, or none is waiting.
-        """
-        if destination.eligible() and not destination.in_ring:
+        """Give a destination its turn if it may have one, and wake whoever waits for it."""
+        if not destination.in_ring and destination.eligible():
             destination.in_ring = True
             self._ring.append(destination)
-            self._waiting.unpark()
+            if self._turn is not None:
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._turn is not None:
+            self._turn.set()
+            self._turn = None
 
     def _succeeded(self, destination: _Destination) -> Change | None:
         recovered = self._reached(destination)

@@ -1,8 +1,8 @@
 """Attempts on their way into storage: put on record together, as many as have come meanwhile.
 
 One transaction for all of them, and one wake-up for its commit, cost a fifth of what a sender that
-waits for its own would. Senders go on meanwhile; `limit` attempts may be on their way, and then
-they wait, so that slow storage slows sending instead of filling memory.
+waits for its own would. Sending goes on meanwhile; `limit` attempts may be on their way, and then
+it waits (`room`), so that slow storage slows sending instead of filling memory.
 
 Guarantees: an attempt that was given is on record, or is made again under the same number after a
 crash. It is settled by the commit, in the order of the commits: an order about its delivery that is
@@ -23,6 +23,9 @@ from primeflowd.model import Attempt, Delivery
 
 log = structlog.get_logger()
 
+# Seconds that the first attempt of a group waits for others. At full load they ride with what is
+# accepted meanwhile; at less, this is what keeps each from having a commit of its own.
+_LINGER = 0.01
 # Seconds between tries while storage is out of reach.
 _RETRY = 0.5
 
@@ -54,27 +57,32 @@ class Records:
         self._writing: Sequence[Record] = ()
         self._scope = trio.CancelScope(shield=True)
         self._given = trio.Event()
+        self._hurried = trio.Event()
         self._lot = trio.lowlevel.ParkingLot()
 
     def __len__(self) -> int:
         """How many are not stored yet."""
         return len(self._waiting) + len(self._writing)
 
-    async def give(self, record: Record) -> None:
-        """Have an attempt recorded; waits while too many are on their way.
+    @property
+    def full(self) -> bool:
+        """Too many are on their way: none shall be added that is not over yet."""
+        return len(self._waiting) + len(self._writing) >= self._limit
 
-        Cancelled, it is given all the same: what happened, happened.
-        """
-        self.give_nowait(record)
-        while len(self) > self._limit:
+    async def room(self) -> None:
+        """Wait while it is full."""
+        while self.full:
             await self._lot.park()
 
-    def give_nowait(self, record: Record) -> None:
+    def give(self, record: Record) -> None:
+        """Have an attempt recorded."""
         self._waiting.append(record)
-        self._given.set()
+        if len(self._waiting) == 1:
+            self._given.set()
 
     async def all_stored(self) -> None:
-        """Wait until nothing is left to record."""
+        """Wait until nothing is left to record; from now on nothing lingers."""
+        self._hurried.set()
         while len(self):
             await self._lot.park()
 
@@ -84,6 +92,8 @@ class Records:
             while True:
                 await self._given.wait()
                 self._given = trio.Event()
+                with trio.move_on_after(_LINGER):
+                    await self._hurried.wait()
                 while self._waiting:
                     await self._write()
 

@@ -1,7 +1,11 @@
 """The bounded sender pool: take, sign, send, classify, record, reschedule.
 
-`delivery.concurrency` tasks, each with one delivery at a time. Attempts are put on record together
-(records.py), as many as there are senders at most: so slow storage slows sending.
+At most `delivery.concurrency` attempts are under way at once. One for which all is at hand (the
+payload, the org's secrets, a kept connection) needs no task: it is begun, and ended by whoever
+reads its answer. That is the case of nearly all of them in a busy daemon, and costs half of what
+resuming tasks does. Every other attempt is a task of its own, which waits for what is missing.
+Attempts are put on record together (records.py), and none is begun while too many are still to be:
+so slow storage slows sending.
 
 Guarantees: every attempt that was started is on record, or is made again under the same number
 after a crash; an attempt cut short by a drain is on record as `interrupted` and uses up no retry
@@ -14,7 +18,8 @@ for systemd to restart it.
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -34,7 +39,7 @@ from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
 from primeflowd.records import Record, Records
 from primeflowd.retry import after_attempt, after_interruption
 from primeflowd.signing import Signatures, Signed, SigningFailed
-from primeflowd.transport import CutShort, Request
+from primeflowd.transport import CutShort, Request, Unread
 
 log = structlog.get_logger()
 
@@ -42,14 +47,32 @@ _FIXED_HEADERS = (
     ("Content-Type", "application/json"),
     ("User-Agent", f"primeflowd/{__version__}"),
 )
+_OUT_OF_TOUCH = "this node lost touch with its storage"
+_SHUT_DOWN = "primeflowd was shut down"
+# Attempts begun between two turns of other tasks.
+_AT_ONCE = 32
 # Seconds that storage may take to put on record what was cut short.
 _LAST_WORDS = 2.0
+
+
+class Exchange(Protocol):
+    """An attempt that the transport has under way without a task."""
+
+    @property
+    def started_at(self) -> Micros: ...
+    def abandon(self) -> None: ...
 
 
 class Wire(Protocol):
     """What the senders need of the transport."""
 
-    async def send(self, request: Request, may_send: Callable[[], bool]) -> Outcome: ...
+    def begin(
+        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None]
+    ) -> Exchange | None: ...
+
+    async def send(
+        self, request: Request, may_send: Callable[[], bool], unread: Unread | None = None
+    ) -> Outcome: ...
 
 
 class Tenure(Protocol):
@@ -65,6 +88,30 @@ class Desk(Protocol):
     def settle(self, held: Held, after: Delivery | None) -> None: ...
     def postpone(self, held: Held, until: Micros) -> None: ...
     def turned(self, destination: str, change: Change) -> None: ...
+
+
+class UnderWay:
+    """An attempt under way.
+
+    Attributes:
+        signed: None until it has come so far.
+        request: what was sent, where it was begun without a task.
+        exchange: likewise.
+    """
+
+    __slots__ = ("_senders", "exchange", "held", "id", "request", "signed")
+
+    def __init__(self, senders: "Senders", held: Held) -> None:
+        self._senders = senders
+        self.held = held
+        self.id = new_id()
+        self.signed: Signed | None = None
+        self.request: Request | None = None
+        self.exchange: Exchange | None = None
+
+    def ended(self, result: Outcome | Unread | CutShort) -> None:
+        """For the transport."""
+        self._senders._ended(self, result)
 
 
 class Senders:
@@ -94,9 +141,15 @@ class Senders:
         self._clock = clock
         self._settings = settings
         self._lease = lease
-        self._records = Records(storage, settings.concurrency)
+        self._records = Records(storage, 2 * settings.concurrency)
         # The id of the attempt by that of its delivery, until it is on record.
         self._busy: dict[str, str] = {}
+        # Attempts that have not ended yet, with and without a task.
+        self._tasks = 0
+        self._direct: set[UnderWay] = set()
+        self._nursery: trio.Nursery | None = None
+        # Whoever waits for an attempt to end waits for this.
+        self._end: trio.Event | None = None
 
     def is_sending(self, delivery_id: str) -> bool:
         """Whether a sender is on this delivery now: what the API shows as `delivering`."""
@@ -119,72 +172,162 @@ class Senders:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._records.run)
             try:
-                async with trio.open_nursery() as senders:
-                    for _ in range(self._settings.concurrency):
-                        senders.start_soon(self._work)
+                async with trio.open_nursery() as self._nursery:
+                    await self._hand_out()
+                    while self._direct:
+                        await self._one_ended()
                 await self._records.all_stored()
             finally:
+                for attempt in self._direct:
+                    self._abandon(attempt)
                 with trio.move_on_after(_LAST_WORDS, shield=True):
                     await self._records.all_stored()
                 self._records.stop()
 
-    async def _work(self) -> None:
-        while (held := await self._destinations.take()) is not None:
-            delivery_id, attempt_id = held.delivery.id, new_id()
-            self._busy[delivery_id] = attempt_id
+    async def _hand_out(self) -> None:
+        """Begin attempts as there is room for them, until the destination queues are closed."""
+        begun = 0
+        while not self._destinations.closed:
+            if len(self._direct) + self._tasks >= self._settings.concurrency:
+                await self._one_ended()
+            elif self._records.full:
+                await self._records.room()
+            elif held := self._destinations.take_now():
+                self._begin(UnderWay(self, held))
+                begun += 1
+                if begun % _AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+            else:
+                await self._destinations.turn()
+
+    async def _one_ended(self) -> None:
+        self._end = trio.Event()
+        await self._end.wait()
+
+    def _begin(self, attempt: UnderWay) -> None:
+        self._busy[attempt.held.delivery.id] = attempt.id
+        if not self._begin_directly(attempt):
+            self._start(self._attempt, attempt)
+
+    def _start(self, function: Callable[[UnderWay], Awaitable[None]], attempt: UnderWay) -> None:
+        """Go on with an attempt in a task."""
+
+        async def run() -> None:
             try:
-                await self._attempt(held, attempt_id)
+                await function(attempt)
             except trio.Cancelled:
-                self._over(delivery_id, attempt_id)
+                self._over(attempt.held.delivery.id, attempt.id)
                 raise
+            finally:
+                self._tasks -= 1
+                self._tell_end()
+
+        assert self._nursery is not None
+        self._tasks += 1
+        self._nursery.start_soon(run)
+
+    def _tell_end(self) -> None:
+        if self._end is not None:
+            self._end.set()
+            self._end = None
+
+    def _begin_directly(self, attempt: UnderWay) -> bool:
+        """Begin an attempt without a task; False if anything is missing, or odd: then nothing has
+        happened, and `_attempt` finds out what it is."""
+        held, delivery = attempt.held, attempt.held.delivery
+        if held.body is None or not self._lease.covers(delivery.claimed_by):
+            return False
+        try:
+            target = parse(delivery.callback_url)
+        except ValueError:
+            return False
+        try:
+            signed = self._signatures.sign_now(delivery, attempt.id, held.body)
+        except SigningFailed:
+            return False
+        if signed is None:
+            return False
+        attempt.signed = signed
+        attempt.request = Request(target, _headers(delivery, attempt.id, signed), held.body)
+        self._direct.add(attempt)
+        attempt.exchange = self._transport.begin(attempt.request, attempt.ended)
+        if attempt.exchange is None:
+            self._direct.remove(attempt)
+            return False
+        return True
+
+    def _ended(self, attempt: UnderWay, result: Outcome | Unread | CutShort) -> None:
+        """An attempt without a task has come to its end, or needs one now."""
+        self._direct.remove(attempt)
+        if isinstance(result, Outcome):
+            self._conclude(attempt.held, attempt.id, result, attempt.signed)
+        elif isinstance(result, CutShort):
+            self._cut_short(attempt)
+        else:
+            self._start(partial(self._send, unread=result), attempt)
+            return
+        self._tell_end()
+
+    def _cut_short(self, attempt: UnderWay) -> None:
+        assert attempt.exchange is not None
+        self._interrupted(attempt, _OUT_OF_TOUCH, attempt.exchange.started_at)
+
+    def _abandon(self, attempt: UnderWay) -> None:
+        assert attempt.exchange is not None
+        attempt.exchange.abandon()
+        self._interrupted(attempt, _SHUT_DOWN, attempt.exchange.started_at)
 
     def _over(self, delivery_id: str, attempt_id: str) -> None:
         # Settled, it may be with another sender by now.
         if self._busy.get(delivery_id) == attempt_id:
             del self._busy[delivery_id]
 
-    async def _attempt(self, held: Held, attempt_id: str) -> None:
-        delivery = held.delivery
+    async def _attempt(self, attempt: UnderWay) -> None:
+        held, delivery = attempt.held, attempt.held.delivery
         try:
             target = parse(delivery.callback_url)
         except ValueError as error:
             # The rules have become stricter since it was accepted: one bad row must not keep the
             # daemon from running.
             outcome = unsent("url_not_allowed", str(error), self._clock.now())
-            await self._conclude(held, attempt_id, outcome, None)
+            self._conclude(held, attempt.id, outcome, None)
             return
         try:
             body = await self._body(held)
-            signed = await self._signatures.sign(delivery, attempt_id, body)
+            attempt.signed = await self._signatures.sign(delivery, attempt.id, body)
         except StorageUnavailable as error:
             log.warning("attempt_postponed", delivery_id=delivery.id, error=str(error))
-            self._postpone(held, attempt_id)
+            self._postpone(held, attempt.id)
             return
         except SigningFailed as error:
             log.error("signer_failed", signer=error.name, delivery_id=delivery.id, error=str(error))
             outcome = unsent("internal_error", str(error), self._clock.now())
-            await self._conclude(held, attempt_id, outcome, None)
+            self._conclude(held, attempt.id, outcome, None)
             return
-        request = Request(target, _headers(delivery, attempt_id, signed), body)
+        # Looked at last: while this waited for something, another node may have taken over.
+        if not self._lease.covers(delivery.claimed_by):
+            self._postpone(held, attempt.id)
+            return
+        headers = _headers(delivery, attempt.id, attempt.signed)
+        attempt.request = Request(target, headers, body)
+        await self._send(attempt)
+
+    async def _send(self, attempt: UnderWay, unread: Unread | None = None) -> None:
+        assert attempt.request is not None
+        started_at = unread.started_at if unread is not None else self._clock.now()
 
         def may_send() -> bool:
-            return self._lease.covers(delivery.claimed_by)
+            return self._lease.covers(attempt.held.delivery.claimed_by)
 
-        # Looked at last: while this waited for something, another node may have taken over.
-        if not may_send():
-            self._postpone(held, attempt_id)
-            return
-        started_at = self._clock.now()
         try:
-            outcome = await self._transport.send(request, may_send)
+            outcome = await self._transport.send(attempt.request, may_send, unread)
         except CutShort:
-            cause = "this node lost touch with its storage"
-            self._interrupted(held, attempt_id, cause, started_at, signed)
+            self._interrupted(attempt, _OUT_OF_TOUCH, started_at)
             return
         except trio.Cancelled:
-            self._interrupted(held, attempt_id, "primeflowd was shut down", started_at, signed)
+            self._interrupted(attempt, _SHUT_DOWN, started_at)
             raise
-        await self._conclude(held, attempt_id, outcome, signed)
+        self._conclude(attempt.held, attempt.id, outcome, attempt.signed)
 
     def _postpone(self, held: Held, attempt_id: str) -> None:
         """Try again a little later: nothing was sent, so this is no attempt, only a delay."""
@@ -199,7 +342,7 @@ class Senders:
         delivery = held.delivery
         return (await self._storage.read(lambda tx: tx.payloads([delivery])))[delivery.id]
 
-    async def _conclude(
+    def _conclude(
         self, held: Held, attempt_id: str, outcome: Outcome, signed: Signed | None
     ) -> None:
         """Judge what an attempt met and put it on record. `signed` None: it came not so far."""
@@ -225,17 +368,16 @@ class Senders:
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
         answered = attempt.status_code is not None
         self._done(held, failed, answered)
-        await self._records.give(self._record(held, attempt, _pinned(after, signed)))
+        self._records.give(self._record(held, attempt, _pinned(after, signed)))
 
-    def _interrupted(
-        self, held: Held, attempt_id: str, cause: str, started_at: Micros, signed: Signed
-    ) -> None:
+    def _interrupted(self, attempt: UnderWay, cause: str, started_at: Micros) -> None:
         """Put an attempt that was cut short on record; for others to go on with it."""
-        now = self._clock.now()
+        now, held, signed = self._clock.now(), attempt.held, attempt.signed
+        assert signed is not None
         after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
-        attempt = of_interruption(attempt_id, after, cause, started_at, now, signed.secret_id)
+        record = of_interruption(attempt.id, after, cause, started_at, now, signed.secret_id)
         self._done(held, None, answered=False)
-        self._records.give_nowait(self._record(held, attempt, _pinned(after, signed)))
+        self._records.give(self._record(held, record, _pinned(after, signed)))
 
     def _done(self, held: Held, failed: bool | None, answered: bool) -> None:
         """Give its destination its due; what became of the delivery is its commit's business."""

@@ -129,26 +129,44 @@ class Signatures:
         """
         if not self._signers:
             return Signed()
-        secrets = await self._secrets_of(delivery.org_id)
+        return self._sign(delivery, attempt_id, body, await self._secrets_of(delivery.org_id))
+
+    def sign_now(self, delivery: Delivery, attempt_id: str, body: bytes) -> Signed | None:
+        """As `sign`; None if the org's secrets are not held.
+
+        Raises:
+            SigningFailed: as `sign`.
+        """
+        if not self._signers:
+            return Signed()
+        held = self._held.get(delivery.org_id)
+        if held is None or trio.current_time() >= held.until:
+            return None
+        return self._sign(delivery, attempt_id, body, held.secrets)
+
+    def _sign(
+        self, delivery: Delivery, attempt_id: str, body: bytes, secrets: tuple[_Secret, ...]
+    ) -> Signed:
         if not secrets:
             return Signed()
-        # Stable: the pinned one first, then the current one and the others.
-        secrets = tuple(sorted(secrets, key=lambda secret: secret.id != delivery.signing_secret_id))
-        now = self._clock.now()
+        if secrets[0].id != delivery.signing_secret_id:
+            # Stable: the pinned one first, then the current one and the others.
+            secrets = tuple(sorted(secrets, key=lambda one: one.id != delivery.signing_secret_id))
+        first, now = secrets[0], self._clock.now()
         request = SigningRequest(
             batch_id=delivery.batch_id,
             delivery_id=delivery.id,
             attempt_id=attempt_id,
             timestamp=now // SECOND,
             body=body,
-            secrets=tuple(secret.plain for secret in secrets),
+            secrets=tuple([secret.plain for secret in secrets]),
             url=delivery.callback_url,
         )
         headers: dict[str, tuple[str, str]] = {}
         for signer in self._signers:
             _add(headers, signer.name, _headers_by(signer, request))
-        self._used[delivery.org_id, secrets[0].id] = now
-        return Signed(tuple(headers.values()), secrets[0].id)
+        self._used[delivery.org_id, first.id] = now
+        return Signed(tuple(headers.values()), first.id)
 
     def forget(self, org_id: str) -> None:
         """Read this org's secrets anew at the next attempt; call it once a change is committed."""

@@ -24,7 +24,7 @@ from primeflowd.connector import Connector, Resolver
 from primeflowd.egress import EgressGuard
 from primeflowd.idle_connections import IdleConnections
 from primeflowd.instants import Micros
-from primeflowd.model import FailureReason, Outcome
+from primeflowd.model import Outcome
 from primeflowd.ready_set import ReadySet
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -48,6 +48,15 @@ class Request(msgspec.Struct, frozen=True):
     target: Target
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+
+class Unread(msgspec.Struct, frozen=True):
+    """An attempt over a kept connection that the other side had given up: most likely it was never
+    read, and `send` goes on with it, within its time. If it was, the receiver gets it twice under
+    one id: delivery is at least once, and a crash of ours at this point would do the same."""
+
+    started_at: Micros
+    deadline: float
 
 
 class CutShort(Exception):
@@ -91,6 +100,7 @@ class Transport:
         # is rare, has one.
         self._exchanges: dict[Connection, float] = {}
         self._began = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self._connecting: set[trio.CancelScope] = set()
         self._in_use = 0
         self._connects = 0
@@ -109,7 +119,11 @@ class Transport:
         long; until cancelled. Without it no answer comes and there is no deadline."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ready_set.run)
-            await self._watch_time()
+            self._nursery = nursery
+            try:
+                await self._watch_time()
+            finally:
+                self._nursery = None
 
     async def _watch_time(self) -> None:
         while True:
@@ -141,8 +155,42 @@ class Transport:
         self._ready_set.close()
         await trio.lowlevel.checkpoint()
 
-    async def send(self, request: Request, may_send: Callable[[], bool] = lambda: True) -> Outcome:
-        """Make one attempt. `may_send` is asked once more if connecting took time.
+    def begin(
+        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None]
+    ) -> "Exchange | None":
+        """Make an attempt without a task, if there is a kept connection for it; else None.
+
+        `ended` is called once, perhaps before this returns, and must not raise; unless the
+        Exchange is abandoned.
+        """
+        if self._nursery is None:
+            return None
+        destination, now = request.target.destination, trio.current_time()
+        connection = self._take_idle(destination, now)
+        if connection is None:
+            return None
+        try:
+            data = self._prepared(request)
+        except NetworkFailure:
+            # Rare; `send` says it.
+            self._give_back(destination, connection)
+            return None
+        deadline = now + self._timeout.seconds
+        self._watch(connection, deadline)
+        exchange = Exchange(self, connection, destination, self._clock.now(), deadline, ended)
+        rest = connection.begin(data, exchange.told)
+        if rest is not None:
+            self._nursery.start_soon(exchange.finish, rest)
+        return exchange
+
+    async def send(
+        self,
+        request: Request,
+        may_send: Callable[[], bool] = lambda: True,
+        unread: Unread | None = None,
+    ) -> Outcome:
+        """Make one attempt. `may_send` is asked once more if connecting took time. `unread` is the
+        attempt as it has begun, if it has.
 
         Never raises for what the network, the receiver or the request itself does wrong: that is
         the Outcome's `failure`. Cancelled, it may or may not have been received.
@@ -150,15 +198,14 @@ class Transport:
         Raises:
             CutShort: by cut_short(), unless the answer was there already; or it may not be sent.
         """
-        started_at = self._clock.now()
-        now = trio.current_time()
-        deadline = now + self._timeout.seconds
-        target = request.target
+        began = unread or Unread(self._clock.now(), trio.current_time() + self._timeout.seconds)
+        deadline, target = began.deadline, request.target
         connection: Connection | None = None
-        failure: tuple[FailureReason, str, str | None] | None = None
+        failure: NetworkFailure | None = None
         try:
             data = self._prepared(request)
-            connection = self._take_idle(target.destination, now)
+            if unread is None:
+                connection = self._take_idle(target.destination, trio.current_time())
             if connection is not None and not await self._reused(connection, data, deadline):
                 self._give_back(target.destination, connection)
                 connection = None
@@ -168,11 +215,11 @@ class Transport:
                     raise CutShort
                 await self._exchange(connection, data, deadline)
         except NetworkFailure as error:
-            failure = error.reason, error.message, error.address
+            failure = error
         finally:
             if connection is not None:
                 self._give_back(target.destination, connection)
-        return self._outcome(started_at, connection, failure)
+        return self._outcome(began.started_at, connection, failure)
 
     def _prepared(self, request: Request) -> bytes:
         if refusal := self._guard.refusal_of_url(request.target.scheme, request.target.port):
@@ -206,19 +253,46 @@ class Transport:
 
     async def _exchange(self, connection: Connection, data: bytes, deadline: float) -> None:
         """As Connection.exchange, to the deadline; tells apart what ended it before that."""
+        self._watch(connection, deadline)
+        try:
+            await connection.exchange(data)
+        except NetworkFailure as failure:
+            raise self._meant(connection, failure) from None
+        finally:
+            del self._exchanges[connection]
+
+    def _watch(self, connection: Connection, deadline: float) -> None:
+        """See to it that an exchange ends."""
         if not self._exchanges:
             self._began.set()
         self._exchanges[connection] = deadline
-        try:
-            await connection.exchange(data)
-        except NetworkFailure:
-            if connection.ended_by == _CUT_SHORT:
-                raise CutShort from None
-            if connection.ended_by == _TOO_LATE:
-                raise self._too_late(connection.address) from None
-            raise
-        finally:
-            del self._exchanges[connection]
+
+    def _meant(self, connection: Connection, failure: NetworkFailure) -> NetworkFailure | CutShort:
+        """What the failure of an exchange comes from."""
+        if connection.ended_by == _CUT_SHORT:
+            return CutShort()
+        if connection.ended_by == _TOO_LATE:
+            return self._too_late(connection.address)
+        return failure
+
+    def _ended(self, exchange: "Exchange", failure: NetworkFailure | None) -> None:
+        connection = exchange.connection
+        del self._exchanges[connection]
+        result: Outcome | Unread | CutShort
+        meant = None if failure is None else self._meant(connection, failure)
+        if isinstance(meant, CutShort):
+            result = meant
+        elif meant is not None and not (connection.response.received or connection.ended_by):
+            result = Unread(exchange.started_at, exchange.deadline)
+        else:
+            result = self._outcome(exchange.started_at, connection, meant)
+        self._give_back(exchange.destination, connection)
+        exchange.tell(result)
+
+    def _abandon(self, exchange: "Exchange") -> None:
+        del self._exchanges[exchange.connection]
+        self._in_use -= 1
+        exchange.connection.close()
 
     def _too_late(self, address: str | None) -> NetworkFailure:
         return NetworkFailure("timeout", f"no answer within {self._timeout.text}", address)
@@ -237,9 +311,7 @@ class Transport:
         except NetworkFailure:
             if connection.response.received or connection.ended_by:
                 raise
-            # Closed while the request was on its way, most likely, and so never read. If it was
-            # read, the receiver gets it twice under one attempt id: delivery is at least once,
-            # and a crash of ours at this point would do the same.
+            # See Unread.
             return False
         return True
 
@@ -247,7 +319,7 @@ class Transport:
         self,
         started_at: Micros,
         connection: Connection | None,
-        failure: tuple[FailureReason, str, str | None] | None,
+        failure: NetworkFailure | None,
     ) -> Outcome:
         # The system's clock may have been set back meanwhile.
         ended_at = max(started_at, self._clock.now())
@@ -263,15 +335,69 @@ class Transport:
                 ended_at=ended_at,
             )
         assert failure is not None
-        reason, message, address = failure
         return Outcome(
             status_code=None,
-            failure=reason,
-            error_message=message,
-            address=connection.address if connection is not None else address,
+            failure=failure.reason,
+            error_message=failure.message,
+            address=connection.address if connection is not None else failure.address,
             started_at=started_at,
             ended_at=ended_at,
         )
+
+
+class Exchange:
+    """An attempt under way over a kept connection; see Transport.begin.
+
+    Attributes:
+        started_at: when it started.
+    """
+
+    __slots__ = (
+        "_finishing",
+        "_transport",
+        "connection",
+        "deadline",
+        "destination",
+        "started_at",
+        "tell",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        connection: Connection,
+        destination: str,
+        started_at: Micros,
+        deadline: float,
+        tell: Callable[[Outcome | Unread | CutShort], None],
+    ) -> None:
+        self._transport = transport
+        self.connection = connection
+        self.destination = destination
+        self.started_at = started_at
+        self.deadline = deadline
+        self.tell = tell
+        self._finishing: trio.CancelScope | None = None
+
+    def told(self, failure: NetworkFailure | None) -> None:
+        """For the connection: it is over."""
+        self._transport._ended(self, failure)
+
+    async def finish(self, rest: memoryview) -> None:
+        """For the transport: send what the socket did not take at once."""
+        failure = None
+        with trio.CancelScope() as self._finishing:
+            try:
+                await self.connection.finish(rest)
+            except NetworkFailure as error:
+                failure = error
+            self.told(failure)
+
+    def abandon(self) -> None:
+        """End it, and do not tell. It may or may not have been received."""
+        if self._finishing is not None:
+            self._finishing.cancel()
+        self._transport._abandon(self)
 
 
 def encode(request: Request) -> bytes:
@@ -280,26 +406,30 @@ def encode(request: Request) -> bytes:
     Raises:
         ValueError: a header could not be sent without changing the message around it.
     """
-    target = request.target
-    lines = [
-        f"POST {target.request_target} HTTP/1.1",
-        f"Host: {target.host_header}",
-        f"Content-Length: {len(request.body)}",
-    ]
-    for name, value in request.headers:
-        _check_name(name)
-        if not (value.isascii() and value.isprintable()):
-            raise ValueError(f"the value of the header {name} is not printable ASCII")
-        lines.append(f"{name}: {value}")
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("ascii") + request.body
+    target, headers = request.target, request.headers
+    lines = [f"{_checked(name)}: {value}" for name, value in headers]
+    # Together, since nearly always nothing is wrong.
+    if lines and not "".join(lines).isprintable():
+        name = next(name for name, value in headers if not value.isprintable())
+        raise ValueError(f"the value of the header {name} is not printable ASCII")
+    head = (
+        f"POST {target.request_target} HTTP/1.1\r\nHost: {target.host_header}\r\n"
+        f"Content-Length: {len(request.body)}\r\n"
+    )
+    if lines:
+        head += "\r\n".join(lines) + "\r\n"
+    try:
+        return f"{head}\r\n".encode("ascii") + request.body
+    except UnicodeEncodeError:
+        name = next(name for name, value in headers if not value.isascii())
+        raise ValueError(f"the value of the header {name} is not printable ASCII") from None
 
 
 # The names are few and always the same; signers choose them.
 @lru_cache(maxsize=256)
-def _check_name(name: str) -> None:
+def _checked(name: str) -> str:
     if _TOKEN.fullmatch(name) is None:
         raise ValueError(f"{name!a} is no name for a header")
     if name.lower() in _OWN_HEADERS:
         raise ValueError(f"the header {name} is the transport's own")
-
+    return name

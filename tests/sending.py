@@ -35,7 +35,7 @@ from primeflowd.sender import Senders
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
-from primeflowd.transport import CutShort, Request
+from primeflowd.transport import CutShort, Request, Unread
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
@@ -67,18 +67,59 @@ ILL = Answer(failure="connection_error")
 HANGS = Answer(failure="timeout", after=30.0)
 
 
-class Wire:
-    """A transport to receivers that exist only in `answers`, by host; others say 200."""
+class Exchange:
+    """An attempt over a kept connection of the Wire."""
 
-    def __init__(self, clock: TrioClock) -> None:
+    def __init__(self, started_at: Micros) -> None:
+        self.started_at = started_at
+        self.scope = trio.CancelScope()
+
+    def abandon(self) -> None:
+        self.scope.cancel()
+
+
+class Wire:
+    """A transport to receivers that exist only in `answers`, by host; others say 200. With `keeps`
+    it has a kept connection to each."""
+
+    def __init__(self, clock: TrioClock, *, keeps: bool = False) -> None:
         self._clock = clock
+        self.keeps = keeps
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
         self.sent: list[tuple[Micros, Request]] = []
         self.cut = trio.Event()
         self.under_way = 0
         self.most_under_way = 0
 
-    async def send(self, request: Request, may_send: Callable[[], bool] = lambda: True) -> Outcome:
+    def begin(
+        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None]
+    ) -> Exchange | None:
+        if not self.keeps:
+            return None
+        exchange = Exchange(self._clock.now())
+        trio.lowlevel.spawn_system_task(self._exchange, exchange, request, ended)
+        return exchange
+
+    async def _exchange(
+        self,
+        exchange: Exchange,
+        request: Request,
+        ended: Callable[[Outcome | Unread | CutShort], None],
+    ) -> None:
+        with exchange.scope:
+            try:
+                outcome = await self.send(request)
+            except CutShort as cut:
+                ended(cut)
+            else:
+                ended(outcome)
+
+    async def send(
+        self,
+        request: Request,
+        may_send: Callable[[], bool] = lambda: True,
+        unread: Unread | None = None,
+    ) -> Outcome:
         started_at = self._clock.now()
         self.sent.append((started_at, request))
         self.under_way += 1
@@ -140,12 +181,14 @@ class Tenure:
 class Line:
     """From storage to the wire, not running yet: see `start`."""
 
-    def __init__(self, storage: MemoryStorage, settings: DeliverySettings) -> None:
+    def __init__(
+        self, storage: MemoryStorage, settings: DeliverySettings, *, keeps: bool = False
+    ) -> None:
         self.storage = storage
         self.settings = settings
         self.clock = TrioClock()
         self.begun = self.clock.now()
-        self.wire = Wire(self.clock)
+        self.wire = Wire(self.clock, keeps=keeps)
         self.seal = Seal()
         self.keyring = Keyring(bytes(32))
         self.announced: list[RecordedAttempt] = []
@@ -268,7 +311,8 @@ def _insert(tx: Tx, host: str, count: int, due_at: Micros, changes: dict[str, An
 
 
 @asynccontextmanager
-async def open_line(**changes: Any) -> AsyncIterator[Line]:
-    """`changes` are settings of `[delivery]`."""
+async def open_line(*, keeps: bool = False, **changes: Any) -> AsyncIterator[Line]:
+    """`changes` are settings of `[delivery]`; `keeps` is the Wire's."""
+    settings = DeliverySettings(**{"suspend_period": Duration("0s"), **changes})
     async with open_memory() as storage:
-        yield Line(storage, DeliverySettings(**{"suspend_period": Duration("0s"), **changes}))
+        yield Line(storage, settings, keeps=keeps)

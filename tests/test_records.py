@@ -61,8 +61,10 @@ async def running(limit: int = 10, storage: MemoryStorage | None = None) -> Asyn
     desk = Desk(storage or MemoryStorage(SystemClock()), limit)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(desk.records.run)
-        yield desk
-        desk.records.stop()
+        try:
+            yield desk
+        finally:
+            desk.records.stop()
 
 
 async def test_what_comes_during_a_commit_shares_the_next(autojump_clock: MockClock) -> None:
@@ -71,8 +73,8 @@ async def test_what_comes_during_a_commit_shares_the_next(autojump_clock: MockCl
         commits = desk.storage.statistics().commits
         desk.storage.hold()
         for record in given:
-            await desk.records.give(record)
-            await wait_all_tasks_blocked()
+            desk.records.give(record)
+            await trio.sleep(0.02)
         assert len(desk.records) == 6
         assert desk.told == []
         desk.storage.resume()
@@ -90,7 +92,7 @@ async def test_each_is_told_what_became_of_it(autojump_clock: MockClock) -> None
         ended = await desk.attempt(status="failed", failure_reason="cancelled", due_at=None)
         lost = await desk.attempt(claimed_by="node-2")
         for record in (recorded, ended, lost):
-            desk.records.give_nowait(record)
+            desk.records.give(record)
         await desk.records.all_stored()
         assert [fate for _, fate, _ in desk.told] == ["recorded", "ended", "lost"]
         # A person's order stands, and is what is told.
@@ -98,28 +100,28 @@ async def test_each_is_told_what_became_of_it(autojump_clock: MockClock) -> None
         assert [await desk.stored(record) for record in (recorded, ended, lost)] == [1, 1, 0]
 
 
-async def test_whoever_gives_waits_while_too_many_are_on_their_way(
+async def test_whoever_asks_for_room_waits_while_too_many_are_on_their_way(
     autojump_clock: MockClock,
 ) -> None:
     """5.6: slow storage slows sending; memory is bounded."""
     async with running(limit=3) as desk, trio.open_nursery() as givers:
-        desk.storage.hold()
+        records = [await desk.attempt() for _ in range(5)]
         passed: list[int] = []
 
         async def give(number: int, record: Record) -> None:
-            await desk.records.give(record)
+            await desk.records.room()
+            assert not desk.records.full
+            desk.records.give(record)
             passed.append(number)
 
-        desk.storage.resume()
-        records = [await desk.attempt() for _ in range(5)]
         desk.storage.hold()
         for number, record in enumerate(records):
             givers.start_soon(give, number, record)
-            await wait_all_tasks_blocked()
+            await trio.sleep(1)
         assert passed == [0, 1, 2]
+        assert desk.records.full
         desk.storage.resume()
-        await desk.records.all_stored()
-        await wait_all_tasks_blocked()
+        await trio.sleep(1)
         assert sorted(passed) == [0, 1, 2, 3, 4]
         assert len(desk.told) == 5
 
@@ -128,9 +130,9 @@ async def test_keeps_trying_while_storage_is_out_of_reach(autojump_clock: MockCl
     async with running() as desk:
         first, second = await desk.attempt(), await desk.attempt()
         desk.storage.fail_with = StorageUnavailable("the disk is full")
-        await desk.records.give(first)
+        desk.records.give(first)
         await trio.sleep(3600)
-        await desk.records.give(second)
+        desk.records.give(second)
         assert (len(desk.records), desk.told) == (2, [])
         desk.storage.fail_with = None
         await desk.records.all_stored()
@@ -157,9 +159,9 @@ async def test_what_was_stored_after_all_is_not_stored_twice(autojump_clock: Moc
     async with running(storage=storage) as desk:
         first, second = await desk.attempt(), await desk.attempt()
         storage.doubtful = 1
-        await desk.records.give(first)
+        desk.records.give(first)
         await trio.sleep(0.1)
-        await desk.records.give(second)
+        desk.records.give(second)
         await desk.records.all_stored()
         assert [(told[0], told[1]) for told in desk.told] == [
             (first.after.id, "recorded"),
@@ -168,19 +170,18 @@ async def test_what_was_stored_after_all_is_not_stored_twice(autojump_clock: Moc
         assert (await desk.stored(first), await desk.stored(second)) == (1, 1)
 
 
-async def test_cancelled_while_it_waits_an_attempt_is_recorded_all_the_same(
-    autojump_clock: MockClock,
-) -> None:
+async def test_waiting_for_room_can_be_cancelled(autojump_clock: MockClock) -> None:
+    """Nothing was given by it, and what was given before is recorded all the same."""
     async with running(limit=1) as desk:
-        given = [await desk.attempt() for _ in range(3)]
+        given = await desk.attempt()
         desk.storage.hold()
+        desk.records.give(given)
         with trio.move_on_after(1) as scope:
-            for record in given:
-                await desk.records.give(record)
+            await desk.records.room()
         assert scope.cancelled_caught
         desk.storage.resume()
         await desk.records.all_stored()
-        assert [told[0] for told in desk.told] == [record.after.id for record in given[:2]]
+        assert [told[0] for told in desk.told] == [given.after.id]
 
 
 async def test_a_drain_that_cancels_around_it_does_not_cut_it_short(
@@ -193,7 +194,7 @@ async def test_a_drain_that_cancels_around_it_does_not_cut_it_short(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.records.run)
             desk.storage.hold()
-            await desk.records.give(record)
+            desk.records.give(record)
             await wait_all_tasks_blocked()
             outer.cancel()
             with trio.CancelScope(shield=True):
@@ -211,12 +212,12 @@ async def test_a_bug_in_recording_is_not_swallowed(autojump_clock: MockClock) ->
     async def record_twice() -> None:
         async with running() as desk:
             record = await desk.attempt()
-            await desk.records.give(record)
+            desk.records.give(record)
             await desk.records.all_stored()
             again = replace(record.after, claimed_by=NODE, status="pending", due_at=NOW)
             await desk.storage.write(lambda tx: tx.update_delivery(again))
             twice = replace(record.attempt, id="another")
-            await desk.records.give(Record(twice, record.after, NODE, record.settle))
+            desk.records.give(Record(twice, record.after, NODE, record.settle))
             await trio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as raised:

@@ -329,7 +329,7 @@ async def test_a_hanging_destination_does_not_delay_another(autojump_clock: Mock
         for number in range(20):
             submitted_at = line.now()
             (one,) = await line.submit("well")
-            await trio.sleep(0.01)
+            await trio.sleep(0.05)
             assert (await line.delivery(one)).status == "succeeded", number
             assert line.wire.times("well")[-1] - submitted_at < SECOND // 100
         assert len(line.wire.times("hangs")) <= 4  # a quarter of the pool
@@ -518,7 +518,7 @@ async def test_hasten_in_the_wheel(autojump_clock: MockClock) -> None:
         (one,) = await line.add(due_in=25)
         await trio.sleep(6)
         await line.intake.perform(lambda unit: attempt_now(unit, ORG, one))
-        await trio.sleep(0.01)
+        await trio.sleep(0.05)
         assert (await line.delivery(one)).status == "succeeded"
         await trio.sleep(60)
         assert len(line.wire.sent) == 1
@@ -551,7 +551,7 @@ async def test_hasten_of_what_is_not_held(autojump_clock: MockClock) -> None:
         (one,) = await line.add(due_in=3600)
         await trio.sleep(6.5)
         await line.intake.perform(lambda unit: attempt_now(unit, ORG, one))
-        await trio.sleep(0.01)
+        await trio.sleep(0.05)
         assert (await line.delivery(one)).status == "succeeded"
 
 

@@ -1,6 +1,9 @@
 """The sender pool: what is sent, what goes on record, and what a cancellation leaves behind."""
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -22,7 +25,23 @@ from primeflowd.redelivery import attempt_now, cancel_delivery
 from primeflowd.sender import Wire as WireProtocol
 from primeflowd.testing.factories import ORG
 from primeflowd.transport import Transport
-from tests.sending import BODY, HANGS, ILL, NODE, Answer, Line, Wire, destination, open_line
+from tests import sending
+from tests.sending import BODY, HANGS, ILL, NODE, Answer, Line, Wire, destination
+
+
+@pytest.fixture(params=[False, True], ids=["in tasks", "over kept connections"], autouse=True)
+def keeps(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Everything here holds for attempts in tasks and for those without one."""
+    KEEPS.set(request.param)
+    yield request.param
+    KEEPS.set(False)
+
+
+KEEPS: ContextVar[bool] = ContextVar("KEEPS", default=False)
+
+
+def open_line(**changes: Any) -> AbstractAsyncContextManager[Line]:
+    return sending.open_line(keeps=KEEPS.get(), **changes)
 
 
 async def test_the_fake_wire_is_one() -> None:
