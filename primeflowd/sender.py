@@ -67,7 +67,7 @@ class Wire(Protocol):
     """What the senders need of the transport."""
 
     def begin(
-        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None]
+        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None], now: float
     ) -> Exchange | None: ...
 
     async def send(
@@ -241,8 +241,9 @@ class Senders:
             target = parse(delivery.callback_url)
         except ValueError:
             return False
+        now = trio.current_time()
         try:
-            signed = self._signatures.sign_now(delivery, attempt.id, held.body)
+            signed = self._signatures.sign_now(delivery, attempt.id, held.body, now)
         except SigningFailed:
             return False
         if signed is None:
@@ -250,7 +251,7 @@ class Senders:
         attempt.signed = signed
         attempt.request = Request(target, _headers(delivery, attempt.id, signed), held.body)
         self._direct.add(attempt)
-        attempt.exchange = self._transport.begin(attempt.request, attempt.ended)
+        attempt.exchange = self._transport.begin(attempt.request, attempt.ended, now)
         if attempt.exchange is None:
             self._direct.remove(attempt)
             return False
@@ -367,7 +368,7 @@ class Senders:
         )
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
         answered = attempt.status_code is not None
-        self._done(held, failed, answered)
+        self._done(held, failed, outcome.ended_at, answered)
         self._records.give(self._record(held, attempt, _pinned(after, signed)))
 
     def _interrupted(self, attempt: UnderWay, cause: str, started_at: Micros) -> None:
@@ -376,12 +377,12 @@ class Senders:
         assert signed is not None
         after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
         record = of_interruption(attempt.id, after, cause, started_at, now, signed.secret_id)
-        self._done(held, None, answered=False)
+        self._done(held, None, now, answered=False)
         self._records.give(self._record(held, record, _pinned(after, signed)))
 
-    def _done(self, held: Held, failed: bool | None, answered: bool) -> None:
+    def _done(self, held: Held, failed: bool | None, now: Micros, answered: bool) -> None:
         """Give its destination its due; what became of the delivery is its commit's business."""
-        change = self._destinations.done(held, failed, self._clock.now(), answered=answered)
+        change = self._destinations.done(held, failed, now, answered=answered)
         if change is not None:
             self._scheduler.turned(held.delivery.destination, change)
             _tell_change(held.delivery.destination, change)

@@ -131,8 +131,10 @@ class Signatures:
             return Signed()
         return self._sign(delivery, attempt_id, body, await self._secrets_of(delivery.org_id))
 
-    def sign_now(self, delivery: Delivery, attempt_id: str, body: bytes) -> Signed | None:
-        """As `sign`; None if the org's secrets are not held.
+    def sign_now(
+        self, delivery: Delivery, attempt_id: str, body: bytes, now: float
+    ) -> Signed | None:
+        """As `sign`; None if the org's secrets are not held. `now`: Trio's time.
 
         Raises:
             SigningFailed: as `sign`.
@@ -140,7 +142,7 @@ class Signatures:
         if not self._signers:
             return Signed()
         held = self._held.get(delivery.org_id)
-        if held is None or trio.current_time() >= held.until:
+        if held is None or now >= held.until:
             return None
         return self._sign(delivery, attempt_id, body, held.secrets)
 
@@ -164,7 +166,8 @@ class Signatures:
         )
         headers: dict[str, tuple[str, str]] = {}
         for signer in self._signers:
-            _add(headers, signer.name, _headers_by(signer, request))
+            for name, value in _headers_by(signer, request):
+                _add(headers, signer.name, name, value)
         self._used[delivery.org_id, first.id] = now
         return Signed(tuple(headers.values()), first.id)
 
@@ -263,32 +266,29 @@ def _headers_by(signer: Signer, request: SigningRequest) -> Sequence[tuple[objec
         raise SigningFailed(signer.name, cause) from None
 
 
-def _add(
-    headers: dict[str, tuple[str, str]], signer: str, added: Sequence[tuple[object, object]]
-) -> None:
-    """Put a signer's headers to those of the signers before it.
+def _add(headers: dict[str, tuple[str, str]], signer: str, name: object, value: object) -> None:
+    """Put a signer's header to those of the signers before it.
 
     Standard Webhooks lists the signatures of all schemes in one header, so these are joined.
     """
-    for name, value in added:
-        if (
-            not isinstance(name, str)
-            or not isinstance(value, str)
-            or (key := _key(name)) is None
-            or not (value.isascii() and value.isprintable())
-        ):
-            raise SigningFailed(signer, "gave a header that is not printable ASCII")
-        if key in _RESERVED:
-            raise SigningFailed(signer, f"gave the header {name}, which is not a signer's to set")
-        former = headers.get(key)
-        if former is None:
-            headers[key] = (name, value)
-        elif former[1] == value:
-            continue
-        elif key == _JOINED:
-            headers[key] = (former[0], f"{former[1]} {value}")
-        else:
-            raise SigningFailed(signer, f"gave the header {name}, which another signer has set")
+    if (
+        not isinstance(name, str)
+        or not isinstance(value, str)
+        or (key := _key(name)) is None
+        or not (value.isascii() and value.isprintable())
+    ):
+        raise SigningFailed(signer, "gave a header that is not printable ASCII")
+    if key in _RESERVED:
+        raise SigningFailed(signer, f"gave the header {name}, which is not a signer's to set")
+    former = headers.get(key)
+    if former is None:
+        headers[key] = (name, value)
+    elif former[1] == value:
+        pass
+    elif key == _JOINED:
+        headers[key] = (former[0], f"{former[1]} {value}")
+    else:
+        raise SigningFailed(signer, f"gave the header {name}, which another signer has set")
 
 
 # The names are few and always the same.

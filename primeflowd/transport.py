@@ -156,16 +156,17 @@ class Transport:
         await trio.lowlevel.checkpoint()
 
     def begin(
-        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None]
+        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None], now: float
     ) -> "Exchange | None":
-        """Make an attempt without a task, if there is a kept connection for it; else None.
+        """Make an attempt without a task, if there is a kept connection for it; else None. `now`:
+        Trio's time.
 
         `ended` is called once, perhaps before this returns, and must not raise; unless the
         Exchange is abandoned.
         """
         if self._nursery is None:
             return None
-        destination, now = request.target.destination, trio.current_time()
+        destination = request.target.destination
         connection = self._take_idle(destination, now)
         if connection is None:
             return None
@@ -173,7 +174,7 @@ class Transport:
             data = self._prepared(request)
         except NetworkFailure:
             # Rare; `send` says it.
-            self._give_back(destination, connection)
+            self._give_back(destination, connection, now)
             return None
         deadline = now + self._timeout.seconds
         self._watch(connection, deadline)
@@ -207,7 +208,7 @@ class Transport:
             if unread is None:
                 connection = self._take_idle(target.destination, trio.current_time())
             if connection is not None and not await self._reused(connection, data, deadline):
-                self._give_back(target.destination, connection)
+                self._give_back(target.destination, connection, trio.current_time())
                 connection = None
             if connection is None:
                 connection = await self._connect(target, deadline)
@@ -218,7 +219,7 @@ class Transport:
             failure = error
         finally:
             if connection is not None:
-                self._give_back(target.destination, connection)
+                self._give_back(target.destination, connection, trio.current_time())
         return self._outcome(began.started_at, connection, failure)
 
     def _prepared(self, request: Request) -> bytes:
@@ -286,7 +287,8 @@ class Transport:
             result = Unread(exchange.started_at, exchange.deadline)
         else:
             result = self._outcome(exchange.started_at, connection, meant)
-        self._give_back(exchange.destination, connection)
+        # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
+        self._give_back(exchange.destination, connection, exchange.deadline - self._timeout.seconds)
         exchange.tell(result)
 
     def _abandon(self, exchange: "Exchange") -> None:
@@ -297,10 +299,10 @@ class Transport:
     def _too_late(self, address: str | None) -> NetworkFailure:
         return NetworkFailure("timeout", f"no answer within {self._timeout.text}", address)
 
-    def _give_back(self, destination: str, connection: Connection) -> None:
+    def _give_back(self, destination: str, connection: Connection, now: float) -> None:
         self._in_use -= 1
         if connection.reusable:
-            self._idle.put(destination, connection, trio.current_time())
+            self._idle.put(destination, connection, now)
         else:
             connection.close()
 

@@ -92,7 +92,7 @@ class Wire:
         self.most_under_way = 0
 
     def begin(
-        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None]
+        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None], now: float
     ) -> Exchange | None:
         if not self.keeps:
             return None

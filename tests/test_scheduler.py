@@ -11,7 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from primeflowd.builtin.memory import MemoryStorage
 from primeflowd.clock import SystemClock
@@ -601,7 +601,7 @@ async def test_hasten_of_what_is_being_given_back(
         orders = (order, line.scheduler.run) if order_first else (line.scheduler.run, order)
         for task in (line.senders.run, *orders):
             nursery.start_soon(task)
-            await wait_all_tasks_blocked()
+            await trio.sleep(0.02)
         assert line.storage.statistics().backlog == 3  # one with both attempts
         line.storage.resume()
         await trio.sleep(1)
