@@ -87,6 +87,8 @@ class Wire:
         self.keeps = keeps
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
         self.sent: list[tuple[Micros, Request]] = []
+        # How many of its kept connections turn out to be dead.
+        self.dead = 0
         self.cut = trio.Event()
         self.under_way = 0
         self.most_under_way = 0
@@ -107,6 +109,10 @@ class Wire:
         ended: Callable[[Outcome | Unread | CutShort], None],
     ) -> None:
         with exchange.scope:
+            if self.dead:
+                self.dead -= 1
+                ended(Unread(exchange.started_at, trio.current_time()))
+                return
             try:
                 outcome = await self.send(request)
             except CutShort as cut:

@@ -15,7 +15,7 @@ from primeflowd.config import Egress
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Outcome
 from primeflowd.testing.receiver import Answer, Receiver, open_receiver
-from primeflowd.transport import CutShort, Request, Transport, encode
+from primeflowd.transport import CutShort, Exchange, Request, Transport, Unread, encode
 from tests.network import (
     Authority,
     FixedResolver,
@@ -688,4 +688,164 @@ async def test_nothing_is_sent_if_the_right_to_is_lost_while_connecting(
         assert transport_.statistics().open == 0
         assert (await transport_.send(request(receiver.url()))).status_code == 200
         assert len(receiver.requests) == 1
+        await transport_.aclose()
+
+
+# Attempts without a task
+
+
+class Told:
+    """What `begin` tells, and when."""
+
+    def __init__(self) -> None:
+        self.results: list[Outcome | Unread | CutShort] = []
+        self._event = trio.Event()
+
+    def __call__(self, result: Outcome | Unread | CutShort) -> None:
+        self.results.append(result)
+        self._event.set()
+
+    async def result(self) -> Outcome | Unread | CutShort:
+        with trio.fail_after(10):
+            await self._event.wait()
+        (result,) = self.results
+        return result
+
+
+def begin(transport_: Transport, sent: Request) -> tuple[Exchange | None, Told]:
+    told = Told()
+    return transport_.begin(sent, told, trio.current_time()), told
+
+
+async def test_nothing_begins_without_a_kept_connection(nursery: trio.Nursery) -> None:
+    async with open_receiver(nursery) as receiver:
+        transport_ = transport()
+        nursery.start_soon(transport_.run)
+        await trio.testing.wait_all_tasks_blocked()
+        exchange, told = begin(transport_, request(receiver.url()))
+        assert (exchange, told.results) == (None, [])
+        assert transport_.statistics().open == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_begun_over_a_kept_connection(
+    nursery: trio.Nursery, tmp_path: Path, tls: bool
+) -> None:
+    """The same outcomes as in a task; large bodies both ways; the connection is kept on."""
+    authority = Authority(tmp_path)
+    answer = Answer(body_size=500_000)
+    context = authority.server("127.0.0.1") if tls else None
+    async with open_receiver(nursery, answer, tls=context) as receiver:
+        transport_ = transport(ca_file=authority.ca_file, max_response_body=1_000_000)
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        for size in (1, 1_000, 5_000_000, 2):
+            body = bytes((size % 251,)) * size
+            exchange, told = begin(transport_, request(receiver.url(), body))
+            assert exchange is not None
+            assert transport_.statistics().idle == 0
+            outcome = await told.result()
+            assert isinstance(outcome, Outcome)
+            assert (outcome.status_code, outcome.body) == (200, bytes(500_000))
+            assert outcome.started_at == exchange.started_at <= outcome.ended_at
+            assert receiver.requests[-1].body == body
+            assert transport_.statistics().idle == 1
+        assert receiver.connections == 1
+        await transport_.aclose()
+
+
+@pytest.mark.parametrize("size", [2, 5_000_000])
+async def test_a_begun_attempt_has_a_deadline(nursery: trio.Nursery, size: int) -> None:
+    """7: as every attempt."""
+    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
+        transport_ = transport(timeout="200ms")
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        _, told = begin(transport_, request(receiver.url(), bytes(size)))
+        outcome = await told.result()
+        assert isinstance(outcome, Outcome)
+        assert outcome.failure == "timeout"
+        assert 200_000 <= outcome.ended_at - outcome.started_at < 2_000_000
+        assert transport_.statistics().open == 0
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("size", [2, 5_000_000])
+async def test_a_begun_attempt_that_was_not_read_goes_on_by_send(
+    nursery: trio.Nursery, reset: bool, size: int
+) -> None:
+    """On a new connection, as the same attempt: its time goes on."""
+    script = [Answer(), Answer(cut=0, reset=reset), Answer(body=b"second")]
+    async with open_receiver(nursery, script) as receiver:
+        transport_ = transport()
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        sent = request(receiver.url(), bytes(size))
+        exchange, told = begin(transport_, sent)
+        assert exchange is not None
+        unread = await told.result()
+        assert unread == Unread(exchange.started_at, exchange.deadline)
+        outcome = await transport_.send(sent, unread=unread)
+        assert (outcome.body, outcome.started_at) == (b"second", exchange.started_at)
+        assert receiver.connections == 2
+        await transport_.aclose()
+
+
+async def test_a_begun_attempt_whose_answer_breaks_off(nursery: trio.Nursery) -> None:
+    """5.3: bytes of an answer prove that it was read."""
+    async with open_receiver(nursery, [Answer(), Answer(cut=10)]) as receiver:
+        transport_ = transport()
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        _, told = begin(transport_, request(receiver.url()))
+        outcome = await told.result()
+        assert isinstance(outcome, Outcome)
+        assert outcome.failure == "response_error"
+        assert transport_.statistics().open == 0
+
+
+@pytest.mark.parametrize("size", [2, 5_000_000])
+async def test_a_begun_attempt_is_cut_short(nursery: trio.Nursery, size: int) -> None:
+    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
+        transport_ = transport()
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        _, told = begin(transport_, request(receiver.url(), bytes(size)))
+        transport_.cut_short()
+        assert isinstance(await told.result(), CutShort)
+        assert transport_.statistics().open == 0
+
+
+@pytest.mark.parametrize("size", [2, 5_000_000])
+async def test_a_begun_attempt_is_abandoned(nursery: trio.Nursery, size: int) -> None:
+    """Nobody is told, and nothing stays open."""
+    before = open_files()
+    async with open_receiver(nursery, [Answer(), Answer(delay=0.05)]) as receiver:
+        transport_ = transport()
+        async with trio.open_nursery() as running:
+            running.start_soon(transport_.run)
+            await transport_.send(request(receiver.url()))
+            exchange, told = begin(transport_, request(receiver.url(), bytes(size)))
+            assert exchange is not None
+            await trio.testing.wait_all_tasks_blocked()
+            exchange.abandon()
+            assert transport_.statistics().open == 0
+            await trio.sleep(0.1)
+            assert told.results == []
+            running.cancel_scope.cancel()
+        await transport_.aclose()
+    assert open_files() == before
+
+
+async def test_a_request_that_cannot_be_sent_is_not_begun(nursery: trio.Nursery) -> None:
+    """`send` says what is wrong; the connection is kept."""
+    async with open_receiver(nursery) as receiver:
+        transport_ = transport()
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        exchange, told = begin(
+            transport_, request(receiver.url(), headers=(("X-Odd", "line\nbreak"),))
+        )
+        assert (exchange, told.results) == (None, [])
+        assert transport_.statistics().idle == 1
         await transport_.aclose()

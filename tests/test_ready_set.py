@@ -1,0 +1,188 @@
+"""ready_set.py: whoever waits for a socket is told once, and nobody else."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from primeflowd.ready_set import ReadySet
+from tests.network import open_files
+
+
+class Pairs:
+    """Socket pairs, of which our end is non-blocking."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def make(self) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._stack.callback(ours.close)
+        return ours, self._stack.enter_context(theirs)
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with ExitStack() as stack:
+        yield Pairs(stack)
+
+
+async def test_a_task_that_waits_is_resumed(pairs: Pairs, nursery: trio.Nursery) -> None:
+    """By data, and by the end; each of several by its own."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    resumed: list[str] = []
+
+    async def wait(name: str, descriptor: int) -> None:
+        await ready.wait_readable(descriptor)
+        resumed.append(name)
+
+    (a, other_a), (b, other_b), (c, _) = pairs.make(), pairs.make(), pairs.make()
+    async with trio.open_nursery() as waiters:
+        for name, ours in (("a", a), ("b", b), ("c", c)):
+            ready.add(ours.fileno())
+            waiters.start_soon(wait, name, ours.fileno())
+        await wait_all_tasks_blocked()
+        assert resumed == []
+        other_a.send(b"x")
+        await wait_all_tasks_blocked()
+        assert resumed == ["a"]
+        other_b.close()
+        await wait_all_tasks_blocked()
+        assert resumed == ["a", "b"]
+        waiters.cancel_scope.cancel()
+    for ours in (a, b, c):
+        ready.remove(ours.fileno())
+    ready.close()
+
+
+async def test_a_function_is_called_once(pairs: Pairs, nursery: trio.Nursery) -> None:
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, theirs = pairs.make()
+    calls: list[bytes] = []
+    ready.add(ours.fileno())
+    ready.call_when_readable(ours.fileno(), lambda: calls.append(ours.recv(10)))
+    theirs.send(b"one")
+    await wait_all_tasks_blocked()
+    assert calls == [b"one"]
+    # What comes now is remembered, and told when somebody asks.
+    theirs.send(b"two")
+    await wait_all_tasks_blocked()
+    assert calls == [b"one"]
+    ready.call_when_readable(ours.fileno(), lambda: calls.append(ours.recv(10)))
+    assert calls == [b"one", b"two"]
+    assert not ready.has_news(ours.fileno())
+    ready.remove(ours.fileno())
+    ready.close()
+
+
+async def test_news_of_a_socket_that_nobody_waits_for(pairs: Pairs, nursery: trio.Nursery) -> None:
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, theirs = pairs.make()
+    ready.add(ours.fileno())
+    await wait_all_tasks_blocked()
+    assert not ready.has_news(ours.fileno())
+    theirs.close()
+    await wait_all_tasks_blocked()
+    assert ready.has_news(ours.fileno())
+    assert not ready.has_news(ours.fileno())
+    ready.remove(ours.fileno())
+    ready.close()
+
+
+async def test_what_came_before_the_wait_ends_it(pairs: Pairs, nursery: trio.Nursery) -> None:
+    """An edge that was told to nobody is not lost."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, theirs = pairs.make()
+    ready.add(ours.fileno())
+    theirs.send(b"x")
+    await wait_all_tasks_blocked()
+    with trio.fail_after(5):
+        await ready.wait_readable(ours.fileno())
+    ready.remove(ours.fileno())
+    ready.close()
+
+
+async def test_a_cancelled_wait_leaves_nothing(pairs: Pairs, nursery: trio.Nursery) -> None:
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, theirs = pairs.make()
+    ready.add(ours.fileno())
+    with trio.move_on_after(0.01) as scope:
+        await ready.wait_readable(ours.fileno())
+    assert scope.cancelled_caught
+    theirs.send(b"x")
+    await wait_all_tasks_blocked()
+    assert ready.has_news(ours.fileno())
+    ready.remove(ours.fileno())
+    ready.close()
+
+
+async def test_a_removed_socket_is_nobodys(pairs: Pairs, nursery: trio.Nursery) -> None:
+    """Who waited for it is not called for the next one of the same number."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, _ = pairs.make()
+    calls: list[str] = []
+    descriptor = ours.fileno()
+    ready.add(descriptor)
+    ready.call_when_readable(descriptor, lambda: calls.append("first"))
+    ready.remove(descriptor)
+    ours.close()
+    again, theirs = pairs.make()
+    if again.fileno() != descriptor:
+        again = socket.fromfd(again.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+    ready.add(again.fileno())
+    ready.call_when_readable(again.fileno(), lambda: calls.append("second"))
+    theirs.send(b"x")
+    await wait_all_tasks_blocked()
+    assert calls == ["second"]
+    ready.remove(again.fileno())
+    again.close()
+    ready.close()
+
+
+async def test_one_that_closes_another_of_the_same_turn(
+    pairs: Pairs, nursery: trio.Nursery
+) -> None:
+    """Both were told together; the one that is closed by then is not called."""
+    ready = ReadySet()
+    ends = [pairs.make() for _ in range(2)]
+    calls: list[int] = []
+
+    def call(number: int) -> None:
+        calls.append(number)
+        ready.remove(ends[1 - number][0].fileno())
+
+    for number, (ours, theirs) in enumerate(ends):
+        ready.add(ours.fileno())
+        ready.call_when_readable(ours.fileno(), lambda number=number: call(number))
+        theirs.send(b"x")
+    nursery.start_soon(ready.run)
+    await wait_all_tasks_blocked()
+    assert len(calls) == 1
+    ready.remove(ends[calls[0]][0].fileno())
+    ready.close()
+
+
+async def test_closed_with_its_last_socket(pairs: Pairs) -> None:
+    before = open_files()
+    ready = ReadySet()
+    ours, _ = pairs.make()
+    ready.add(ours.fileno())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ready.run)
+        await wait_all_tasks_blocked()
+        ready.close()
+        await wait_all_tasks_blocked()
+        assert open_files() == before + 3
+        ready.remove(ours.fileno())
+        # `run` ends by itself.
+    assert open_files() == before + 2
