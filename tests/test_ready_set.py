@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import trio
@@ -163,7 +164,7 @@ async def test_one_that_closes_another_of_the_same_turn(
 
     for number, (ours, theirs) in enumerate(ends):
         ready.add(ours.fileno())
-        ready.call_when_readable(ours.fileno(), lambda number=number: call(number))
+        ready.call_when_readable(ours.fileno(), partial(call, number))
         theirs.send(b"x")
     nursery.start_soon(ready.run)
     await wait_all_tasks_blocked()

@@ -858,15 +858,17 @@ async def test_over_a_dead_connection_it_is_the_same_attempt(
 ) -> None:
     """5.5: it goes on in a task, counted once, at its place in the pool."""
     async with open_line(concurrency=4) as line, trio.open_nursery() as nursery:
-        line.wire.dead = 3
-        ids = await line.add(count=10)
         line.start(nursery)
-        await trio.sleep(1)
+        await line.submit()
+        await trio.sleep(0.1)
+        line.wire.dead = 3
+        ids = await line.submit(count=10)
+        await trio.sleep(0.5)
         assert line.wire.dead == (0 if keeps else 3)
         for delivery_id in ids:
             (attempt,) = await line.attempts(delivery_id)
             assert (attempt.attempt_number, attempt.status_code) == (1, 200)
             assert (await line.delivery(delivery_id)).status == "succeeded"
-        assert len(line.wire.sent) == 10
+        assert len(line.wire.sent) == 11
         assert line.senders.busy == 0
         nursery.cancel_scope.cancel()
