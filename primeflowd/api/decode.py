@@ -56,7 +56,7 @@ async def body(
     if not raw and may_be_absent:
         return decoder.decode(b"{}")
     content_type = call.headers.get("Content-Type")
-    if content_type is None or not _JSON.fullmatch(content_type.strip()):
+    if content_type != "application/json" and not _JSON.fullmatch((content_type or "").strip()):
         raise Rejected(
             415, "unsupported_media_type", "send JSON, with Content-Type: application/json"
         )
@@ -117,7 +117,7 @@ def text(value: str | None, field: str, longest: int) -> str | None:
 
 def plan_id(value: str | None) -> str:
     """A plan id; absent, null and "" all mean the org-wide one (contract 3.1)."""
-    return text(value, "plan_id", MAX_PLAN_ID) or ""
+    return (text(value, "plan_id", MAX_PLAN_ID) or "") if value else ""
 
 
 def instant(moment: datetime | None, field: str) -> Micros | None:
