@@ -5,6 +5,7 @@ stored, compared and added as integers; only the edges (API, payload) turn them 
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 Micros: TypeAlias = int
@@ -37,4 +38,13 @@ def from_datetime(moment: datetime) -> Micros:
 
 def rfc3339(instant: Micros) -> str:
     """`2026-05-06T10:00:00Z`, or with six digits of fraction where there is one (contract 2.8)."""
-    return to_datetime(instant).isoformat()[:-6] + "Z"
+    seconds, fraction = divmod(instant, SECOND)
+    if fraction:
+        return f"{_to_the_second(seconds)}.{fraction:06d}Z"
+    return _to_the_second(seconds) + "Z"
+
+
+# Most instants that are shown are of the last few seconds, and many answers show one.
+@lru_cache(maxsize=64)
+def _to_the_second(seconds: int) -> str:
+    return to_datetime(seconds * SECOND).isoformat()[:-6]

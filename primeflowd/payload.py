@@ -21,10 +21,11 @@ MAX_DEPTH: Final = 100
 _QUOTE: Final = b'"'
 # Brackets become the signed bytes +1 and -1, so that their running sum is the depth.
 _AS_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_DEEPER: Final = b"\x01"
 _NEITHER_STEP_NOR_QUOTE: Final = bytes(set(range(256)) - set(b'[{]}"'))
 
-# Raw: checks the whole grammar, lone surrogates in escapes too, and builds no values.
-_grammar: Final = msgspec.json.Decoder(msgspec.Raw)
+# Copies tokens as they are spelt, and builds no values.
+_format: Final = msgspec.json.format
 _string: Final = msgspec.json.Decoder(str)
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -46,34 +47,33 @@ def check_document(body: bytes) -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise InvalidJson(f"not UTF-8 at byte {error.start}") from error
+    steps = _plain_quotes(body).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
     # Nearly every body has too few brackets to be too deep, however they are arranged.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+    if steps.count(_DEEPER) > MAX_DEPTH and _depth(steps) > MAX_DEPTH:
         raise InvalidJson(f"nested deeper than {MAX_DEPTH}")
 
 
-def canonical(raw: bytes) -> bytes:
+def canonical(document: bytes | msgspec.Raw) -> bytes:
     """One JSON value as compact UTF-8; order of keys and spelling of numbers stay (contract 4.4).
 
     No space outside strings. In strings only what must be is escaped: the quote, the backslash
     and control characters. Keys that occur twice stay twice.
 
+    Args:
+        document: passed check_document, by itself or as part of a whole that did. What a decoder
+            made a Raw of is of the grammar already.
+
     Raises:
-        InvalidJson: as for check_document, or not one value of the grammar of RFC 8259, or a lone
-            surrogate in an escape.
+        InvalidJson: not one value of the grammar of RFC 8259, or a lone surrogate in an escape.
     """
-    check_document(raw)
     try:
-        _grammar.decode(raw)
+        compact = _format(document, indent=-1)
+        if b"\\" not in compact:
+            return compact
+        parts = _split(compact)
+        parts[1::2] = [_unescaped(text) if b"\\" in text else text for text in parts[1::2]]
     except msgspec.DecodeError as error:
         raise InvalidJson(str(error)) from error
-    if b"\\" in raw:
-        parts = _split(raw)
-        parts[1::2] = [_unescaped(text) if b"\\" in text else text for text in parts[1::2]]
-    elif b" " in raw or b"\n" in raw or b"\t" in raw or b"\r" in raw:
-        parts = _split(raw)
-    else:
-        return raw
-    parts[::2] = [between.translate(None, b" \t\n\r") for between in parts[::2]]
     return _QUOTE.join(parts)
 
 
@@ -149,8 +149,9 @@ def _unescaped(text: bytes) -> bytes:
     return _encode(_string.decode(b'"%b"' % text))[1:-1]
 
 
-def _depth(document: bytes) -> int:
-    """Depth of nesting, in time linear in the length."""
-    steps = _plain_quotes(document).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
-    outside_strings = b"".join(steps.split(_QUOTE)[::2])
+def _depth(steps: bytes) -> int:
+    """Depth of nesting, in time linear in the length. `steps`: brackets as such, and quotes."""
+    # Quotes side by side have no bracket between them. Where that is the end of one string and the
+    # beginning of the next, what becomes one string of both still has all that was in them.
+    outside_strings = b"".join(steps.replace(b'""', b"").split(_QUOTE)[::2])
     return max(accumulate(array("b", outside_strings)), default=0)

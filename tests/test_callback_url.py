@@ -202,3 +202,28 @@ def test_never_anything_but_a_target_or_a_value_error(url: str) -> None:
     assert 1 <= target.port <= 65535
     # What is stored as the destination is itself a URL of the same destination.
     assert parse(target.destination).destination == target.destination
+
+
+characters = st.sampled_from("aZ9.-_~:/?#[]@!$&'()*+,;=%\"\\^`{|}<> \t\n\x7f\u00fc")
+
+
+@given(st.text(characters, max_size=8), st.text(characters, max_size=12))
+@example("example.com", "/hook?a=1")
+@example("example.com:81", "/" + "x" * MAX_LENGTH)
+@example("example.com", '/!"$[]~')
+@example("example.com", "/a\\b")
+@example("example.com", "/a#b")
+@example("example.com", "/a b")
+@example("example.com", "/a\n")
+@example("example.com\n", "/")
+@example("user@example.com", "/")
+def test_the_short_way_and_the_long_one_agree(authority: str, rest: str) -> None:
+    """4.7: a scheme in capitals makes a URL that is not plain, and means the same."""
+
+    def judged(scheme: str) -> Target | None:
+        try:
+            return parse(f"{scheme}://{authority}{rest}")
+        except ValueError:
+            return None
+
+    assert judged("http") == judged("HTTP")

@@ -44,12 +44,15 @@ class Authenticator:
         Raises:
             Rejected: 401; there is none, it is not valid, or two differ.
         """
-        offered = digest(_offered_key(headers))
+        plain = _offered_key(headers)
+        offered = digest(plain)
         remembered = self._found.get(offered)
         if remembered is not None and trio.current_time() < remembered[1]:
             return remembered[0]
         self._found.pop(offered, None)
-        key = await self._storage.read(partial(_key, offered))
+        key: ApiKey | None = None
+        if looks_like_key(plain):
+            key = await self._storage.read(partial(_key, offered))
         if key is None or not hmac.compare_digest(key.digest, offered) or key.revoked_at:
             raise _unauthorized("invalid_api_key", "this API key is unknown or revoked")
         while len(self._found) >= self._remembered:
@@ -84,7 +87,8 @@ def org_of(key: ApiKey, headers: Fields, *, must_be_named: bool = False) -> str:
         InvalidRequest: `org_id_required`, `invalid_org_id`, `conflicting_org_ids`.
         Rejected: 403, the org is not the key's.
     """
-    named = {_decoded(value) for name in ORG_HEADERS for value in headers.getlist(name)}
+    values = headers.getlist(ORG_HEADERS[0]) + headers.getlist(ORG_HEADERS[1])
+    named = {_decoded(value) for value in values}
     if (must_be_named and ORG_HEADERS[0] not in headers) or (
         not named and key.org_id == OPERATOR_ORG
     ):
@@ -105,19 +109,16 @@ def _key(wanted: str, tx: Tx) -> ApiKey | None:
 
 
 def _offered_key(headers: Fields) -> str:
-    offered = {value.strip() for value in headers.getlist(KEY_HEADER)}
+    offered = [value.strip() for value in headers.getlist(KEY_HEADER)]
     for value in headers.getlist("Authorization"):
         scheme, _, credentials = value.partition(" ")
         # Another scheme beside X-Reevit-Key is another identity: we do not guess which is meant.
-        offered.add(credentials.strip() if scheme.lower() == "bearer" else "")
+        offered.append(credentials.strip() if scheme.lower() == "bearer" else "")
     if not offered:
         raise _unauthorized("missing_api_key", f"send an API key, as Bearer token or {KEY_HEADER}")
-    if len(offered) > 1:
+    if offered.count(offered[0]) < len(offered):
         raise _unauthorized("conflicting_api_keys", "the request carries different API keys")
-    key = offered.pop()
-    if not looks_like_key(key):
-        raise _unauthorized("invalid_api_key", "this API key is unknown or revoked")
-    return key
+    return offered[0]
 
 
 def _unauthorized(code: str, message: str) -> Rejected:

@@ -1,5 +1,7 @@
 """`/v1/batches`: registering, finding, ending and cancelling batches (contract section 4)."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Final, TypeVar, get_args
 
@@ -26,6 +28,9 @@ from primeflowd.lifecycle import (
 from primeflowd.model import TERMINAL_BATCH, Batch, BatchStatus, TerminalStatus
 
 MAX_BULK: Final = 1000
+MOST_AT_ONCE: Final = 2**20
+"""Longest bulk body, in bytes, whose batches are decoded in one go. That they are too many shows
+only afterwards, and a tiny batch takes forty times its length in memory."""
 MAX_CLIENT_REF: Final = 255
 MAX_REASON: Final = 1000
 MAX_ITEMS_TOTAL: Final = 2**31 - 1
@@ -54,7 +59,13 @@ class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BulkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Several batches. Each is decoded by itself, so that one mistake costs one batch."""
+    """Several batches."""
+
+    batches: Annotated[list[BatchBody], Meta(min_length=1, max_length=MAX_BULK)]
+
+
+class RawBulkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The same, each to be decoded by itself: one mistake costs one batch."""
 
     batches: Annotated[list[Raw], Meta(min_length=1, max_length=MAX_BULK)]
 
@@ -90,6 +101,7 @@ class NotAccepted(msgspec.Struct, frozen=True):
 
 _batch: Final = msgspec.json.Decoder(BatchBody)
 _bulk: Final = msgspec.json.Decoder(BulkBody)
+_raw_bulk: Final = msgspec.json.Decoder(RawBulkBody)
 _completion: Final = msgspec.json.Decoder(CompletionBody)
 _cancellation: Final = msgspec.json.Decoder(CancellationBody)
 
@@ -105,17 +117,30 @@ async def create(call: Call) -> Answer:
 
 async def create_bulk(call: Call) -> Answer:
     """Register up to 1000 batches in one transaction, each standing alone."""
-    body = await decode.body(call, _bulk, limit=call.services.config.api.max_bulk_body)
     news: list[NewBatch] = []
     results: list[Refused | None] = []
-    for raw in body.batches:
+    for sent in await _bulk_bodies(call):
         try:
-            news.append(_new_batch(decode.document(bytes(raw), _batch)))
+            body = decode.document(sent, _batch) if isinstance(sent, Raw) else sent
+            news.append(_new_batch(body))
             results.append(None)
         except InvalidRequest as refused:
             results.append(refused)
     operation = partial(create_batches, org_id=call.org_id, news=news)
     return await idempotency.perform(call, operation, partial(_bulk_answer, results))
+
+
+async def _bulk_bodies(call: Call) -> Sequence[BatchBody | Raw]:
+    """The batches of a bulk request, each still to be decoded if there is anything wrong.
+
+    Raises:
+        InvalidRequest: for all that is beside the batches themselves.
+    """
+    limit = call.services.config.api.max_bulk_body
+    if len(await call.body(limit)) <= MOST_AT_ONCE:
+        with suppress(InvalidRequest):
+            return (await decode.body(call, _bulk, limit=limit)).batches
+    return (await decode.body(call, _raw_bulk, limit=limit)).batches
 
 
 async def list_page(call: Call) -> Answer:

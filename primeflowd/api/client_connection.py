@@ -193,14 +193,10 @@ class ClientConnection:
             Malformed: and the connection is of no more use.
         """
         self._invited = self._hung_up = False
-        if self._reader.head is None:
-            await self._read_head()
-        else:
+        if self._reader.head is not None:
             # It came together with the one before. Whoever sends many takes turns with the others.
             await trio.lowlevel.checkpoint()
-        return self._reader.head
-
-    async def _read_head(self) -> None:
+            return self._reader.head
         reader = self._reader
         self._deadline = trio.current_time() + self._house.idle_timeout
         self._waiting = True
@@ -208,11 +204,12 @@ class ClientConnection:
             data = await self._receive()
             if not data:
                 if reader.idle:
-                    return
+                    return None
                 raise Malformed(400)
             reader.feed(data)
         self._waiting = False
         self._deadline = math.inf
+        return reader.head
 
     async def _answer(self, head: Head) -> None:
         route = ingest.ROUTES.get((head.method, head.target))

@@ -56,7 +56,7 @@ async def body(
     if not raw and may_be_absent:
         return decoder.decode(b"{}")
     content_type = call.headers.get("Content-Type")
-    if content_type is None or not _JSON.fullmatch(content_type.strip()):
+    if content_type != "application/json" and not _JSON.fullmatch((content_type or "").strip()):
         raise Rejected(
             415, "unsupported_media_type", "send JSON, with Content-Type: application/json"
         )
@@ -67,7 +67,7 @@ async def body(
     return document(raw, decoder)
 
 
-def document(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def document(raw: bytes | Raw, decoder: msgspec.json.Decoder[T]) -> T:
     """A JSON document whose UTF-8 and depth were checked, as a struct.
 
     Raises:
@@ -81,23 +81,17 @@ def document(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise InvalidRequest("invalid_json", f"the body is not JSON: {error}") from error
 
 
-def given(raw: Raw) -> bool:
-    """Whether the client sent this field, be it null."""
-    return bool(bytes(raw))
-
-
 def verbatim(raw: Raw) -> bytes | None:
-    """Canonical bytes of a client's JSON value; None if it was not sent.
+    """Canonical bytes of a JSON value from a body; None if it was not sent.
 
     Raises:
         InvalidRequest: `invalid_json`.
     """
-    # A copy: a Raw keeps the whole body alive, a batch in memory shall not.
-    text = bytes(raw)
-    if not text:
+    if raw is ABSENT:
         return None
     try:
-        return canonical(text)
+        # A copy: a Raw keeps the whole body alive, a batch in memory shall not.
+        return canonical(raw)
     except InvalidJson as error:
         raise InvalidRequest("invalid_json", f"the body is not JSON: {error}") from error
 
@@ -123,7 +117,7 @@ def text(value: str | None, field: str, longest: int) -> str | None:
 
 def plan_id(value: str | None) -> str:
     """A plan id; absent, null and "" all mean the org-wide one (contract 3.1)."""
-    return text(value, "plan_id", MAX_PLAN_ID) or ""
+    return (text(value, "plan_id", MAX_PLAN_ID) or "") if value else ""
 
 
 def instant(moment: datetime | None, field: str) -> Micros | None:

@@ -29,11 +29,12 @@ def encode(answer: Answer, chosen_id: str, *, close: bool, bodiless: bool = Fals
         close: it is the last one on this connection.
         bodiless: it answers a HEAD: all but the body.
     """
-    extra = "".join([f"{name.lower()}: {value}\r\n" for name, value in answer.headers])
     fields = (
         f"content-type: application/json\r\ncontent-length: {len(answer.body)}\r\n"
-        f"{_REQUEST_ID}: {chosen_id}\r\n{extra}"
+        f"{_REQUEST_ID}: {chosen_id}\r\n"
     )
+    for name, value in answer.headers:
+        fields += f"{name.lower()}: {value}\r\n"
     head = start(answer.status, fields.encode("latin-1"), close=close)
     return head if bodiless else head + answer.body
 

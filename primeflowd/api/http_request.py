@@ -104,7 +104,7 @@ class RequestReader:
         self._left: int | None = None
         # Bytes of the head, or of chunk framing since the last byte of the body.
         self._framing = 0
-        # The last bytes fed: the end of a head may be cut anywhere.
+        # The last bytes fed if no empty line ends with them: one may be cut anywhere.
         self._tail = b""
         self._refused: int | None = None
 
@@ -131,7 +131,10 @@ class RequestReader:
     @property
     def wanted(self) -> int:
         """How many bytes to read next, at most."""
-        return min(max(self._left or 0, _LEAST_AT_ONCE), _MOST_AT_ONCE)
+        left = self._left
+        if not left or left < _LEAST_AT_ONCE:
+            return _LEAST_AT_ONCE
+        return min(left, _MOST_AT_ONCE)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes.
@@ -142,14 +145,21 @@ class RequestReader:
         if self._rest:
             data = self._rest + data
         view = memoryview(data)
+        size = len(data)
         position = 0
-        while position < len(data):
+        while position < size:
             if self.ended:
                 if not self._discarding:
                     break
                 self._start()
-            end = self._piece_end(data, position)
-            self._parse(view[position:end])
+            left = self._left
+            if left:
+                end = min(position + left, size)
+                self._left = left - (end - position)
+                self._hand_over(view[position:end])
+            else:
+                end = self._framing_end(data, position)
+                self._parse_framing(view[position:end])
             position = end
         if self.ended and self._discarding:
             self._start()
@@ -178,29 +188,28 @@ class RequestReader:
             self._parts.clear()
             self._discarding = True
 
-    def _piece_end(self, data: bytes, position: int) -> int:
+    def _framing_end(self, data: bytes, position: int) -> int:
         """Where the piece from `position` ends that the parser may have next.
 
         A body of declared length ends where it was declared to; everything else that can end a
         request ends in an empty line. So cutting behind each of those (some will be in the middle
         of a chunk, which does no harm) never hands over two requests at once.
         """
-        if self._left:
-            return min(position + self._left, len(data))
-        if position == 0 and self._tail:
-            found = (self._tail + data[:3]).find(_END)
+        tail = self._tail
+        self._tail = b""
+        if tail and position == 0:
+            found = (tail + data[:3]).find(_END)
             if found >= 0:
-                return found + len(_END) - len(self._tail)
+                return found + len(_END) - len(tail)
         found = data.find(_END, position)
-        return len(data) if found < 0 else found + len(_END)
+        if found >= 0:
+            return found + len(_END)
+        size = len(data)
+        self._tail = (tail + data[max(position, size - 3) :])[-3:]
+        return size
 
-    def _parse(self, piece: memoryview) -> None:
-        size = len(piece)
-        if self._left:
-            self._left -= size
-            self._hand_over(piece)
-            return
-        self._framing += size
+    def _parse_framing(self, piece: memoryview) -> None:
+        self._framing += len(piece)
         in_head = self._in_head
         if in_head and self._framing > MAX_HEAD:
             raise Malformed(431)
@@ -210,7 +219,6 @@ class RequestReader:
         elif self._framing > MAX_HEAD:
             # Chunk extensions or trailers without end.
             raise Malformed(431)
-        self._tail = (self._tail + bytes(piece[-3:]))[-3:]
 
     def _hand_over(self, piece: memoryview | bytes) -> None:
         try:
@@ -269,11 +277,13 @@ class RequestReader:
         target = origin_form(self._target)
         if self._refused or target is None:
             raise Malformed(self._refused or 400)
-        content_length = int(fields[b"content-length"][0]) if b"content-length" in fields else None
+        lengths = fields.get(b"content-length")
+        content_length = int(lengths[0]) if lengths else None
         if b"transfer-encoding" not in fields:
             self._left = content_length or 0
         self._upgrading = parser.should_upgrade()
         self._in_head = False
+        is_current = version == "1.1"
         self.head = Head(
             method,
             target,
@@ -282,8 +292,8 @@ class RequestReader:
             fields,
             content_length,
             # Nobody but us sees a difference between 1.0 with and without keep-alive.
-            version == "1.1" and parser.should_keep_alive(),
-            version == "1.1" and b"expect" in fields and _expects_continue(fields),
+            is_current and parser.should_keep_alive(),
+            is_current and b"expect" in fields and _expects_continue(fields),
         )
 
     def on_body(self, data: bytes) -> None:

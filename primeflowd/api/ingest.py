@@ -8,6 +8,7 @@ around it is left out, which costs several times as much as all the rest of a re
 """
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Final, Self
 
 import structlog
@@ -37,15 +38,21 @@ class Fields:
         self._fields = head.fields
 
     def get(self, name: str, /) -> str | None:
-        values = self._fields.get(name.lower().encode())
+        values = self._fields.get(_as_sent(name))
         return values[0].decode("latin-1") if values else None
 
     def getlist(self, name: str, /) -> list[str]:
-        values = self._fields.get(name.lower().encode())
+        values = self._fields.get(_as_sent(name))
         return [value.decode("latin-1") for value in values] if values else []
 
     def __contains__(self, name: str, /) -> bool:
-        return name.lower().encode() in self._fields
+        return _as_sent(name) in self._fields
+
+
+# There are as many names as are written in this package.
+@cache
+def _as_sent(name: str) -> bytes:
+    return name.lower().encode()
 
 
 class IngestRequest:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from primeflowd.api.batches import MOST_AT_ONCE
 from primeflowd.model import new_id
 from tests.api.harness import Api, problem
 
@@ -195,6 +196,30 @@ async def test_bulk_takes_1_to_1000(api: Api, count: int) -> None:
     """4."""
     response = await api.post(f"{BATCHES}/bulk", {"batches": [{}] * count})
     assert problem(response) == (400, "invalid_request", "invalid_batches")
+
+
+@pytest.mark.parametrize("padding", [0, MOST_AT_ONCE])
+@pytest.mark.parametrize("misshapen", [False, True])
+async def test_bulk_means_the_same_however_it_is_decoded(
+    api: Api, padding: int, misshapen: bool
+) -> None:
+    """4, 4.4: in one go, or one by one if one is not even of the shape, or all are very long."""
+    batches: list[Any] = [
+        {"status": "succeeded", "callback_url": URL, "metadata": {"a": 1.0}, "output": None},
+        {"callback_url": "x"},
+        {"metadata": {"b": [" ", "\u00e9"]}},
+    ]
+    if misshapen:
+        batches.append({"status": "done"})
+    content = json.dumps({"batches": batches}).encode() + b" " * padding
+    response = await api.post(f"{BATCHES}/bulk", content=content)
+    assert response.status_code == 200
+    first, second, third, *rest = response.json()["results"]
+    assert second["error"]["code"] == "invalid_callback_url"
+    assert [each["error"]["code"] for each in rest] == ["invalid_status"] * misshapen
+    ended, queued = [await api.node.batch(each["id"]) for each in (first, third)]
+    assert (ended.metadata, ended.output) == (b'{"a":1.0}', b"null")
+    assert (queued.metadata, queued.output) == ('{"b":[" ","\u00e9"]}'.encode(), None)
 
 
 async def test_bulk_of_1000(api: Api) -> None:
