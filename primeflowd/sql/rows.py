@@ -4,6 +4,7 @@ A row is a tuple in the order of the table's columns. Building one costs about a
 on the way of every callback.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
@@ -48,6 +49,10 @@ class Rows(Generic[S]):
         if at is not None:
             row = (*row[:at], _encoded(row[at]), *row[at + 1 :])
         return row
+
+    def rows(self, values: Iterable[S]) -> list[tuple[Any, ...]]:
+        # Most tables need no more than the fields, and are spared a call per row.
+        return list(map(self._fields if self._strings is None else self.row, values))
 
     def mapping(self, value: S) -> dict[str, Any]:
         return dict(zip(self.names, self.row(value), strict=True))

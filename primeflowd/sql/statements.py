@@ -13,18 +13,21 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Select,
     Table,
+    TextClause,
     and_,
     bindparam,
     func,
     insert,
     literal_column,
+    select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ValuesBase
 
-from primeflowd.sql import tables
+from primeflowd.sql import rows, tables
 
 CHANGING_DELIVERY: Final = (
     "status",
@@ -117,12 +120,24 @@ class Statements:
             hidden(tables.batches.c.org_id) == bindparam("of_org"),
         )
         self.update_batch = self._text(batch, CHANGING_BATCH, ("of_id", "of_org"))
+        # The org and the plan
+        self.policy = self._found_by(rows.POLICIES, ("org_id", "plan_id"))
+        # The org
+        self.current_secret = self._found_by(rows.SECRETS, ("org_id",), tables.CURRENT)
+
+    def _found_by(self, of: rows.Rows[Any], names: Sequence[str], *further: TextClause) -> str:
+        same = [of.table.c[name] == bindparam(f"of_{name}") for name in names]
+        query = select(*of.columns).where(*same, *further)
+        return self._text(query, (), [f"of_{name}" for name in names])
 
     def _insert(self, table: Table) -> str:
         return self._text(insert(table), [column.name for column in table.columns])
 
     def _text(
-        self, statement: ValuesBase, values: Sequence[str], conditions: Sequence[str] = ()
+        self,
+        statement: ValuesBase | Select[Any],
+        values: Sequence[str],
+        conditions: Sequence[str] = (),
     ) -> str:
         compiled: Any = statement.compile(dialect=self.dialect, column_keys=list(values))
         if compiled.positiontup != [*values, *conditions]:
