@@ -216,7 +216,7 @@ class Session:
         buffer.clear()
         self._write_many(statement, values)
 
-    def _write_many(self, statement: str, values: list[tuple[Any, ...]]) -> int:
+    def _write_many(self, statement: str, values: Sequence[Sequence[Any]]) -> int:
         """Run compiled text once for each of `values`; how many rows it changed in all."""
         try:
             cursor = self._own_cursor()

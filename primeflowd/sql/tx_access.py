@@ -86,7 +86,7 @@ class AccessStatements(Session):
         scope = (org_id, method, path, key)
         if scope in self._answers:
             return self._answers[scope]
-        found = self._read_stored(select(*rows.ANSWERS.columns).where(_scope == scope))
+        found = self._read_hot(self._hot.answer, scope)
         return rows.ANSWERS.value(found[0]) if found else None
 
     def put_answer(self, answer: StoredAnswer, replaces: StoredAnswer | None = None) -> None:
