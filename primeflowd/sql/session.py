@@ -30,7 +30,7 @@ from primeflowd.errors import UniqueViolation
 from primeflowd.model import Attempt, Batch, Delivery, RetryPolicy, SigningSecret, StoredAnswer
 from primeflowd.sql import rows
 from primeflowd.sql.failures import translated
-from primeflowd.sql.statements import Statements, delivery_changes
+from primeflowd.sql.statements import Statements, delivery_update
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -202,10 +202,7 @@ class Session:
         return changed
 
     def _write_records(self) -> None:
-        values = [
-            (*delivery_changes(after), after.id, after.org_id, node_id)
-            for node_id, after in self._records.values()
-        ]
+        values = [(*delivery_update(after), node_id) for node_id, after in self._records.values()]
         self._records.clear()
         changed = self._write_many(self._hot.record, values)
         if changed != len(values):

@@ -59,8 +59,9 @@ CHANGING_BATCH: Final = (
 )
 """Columns of a batch that may change, in the order of the table."""
 
-delivery_changes: Final = attrgetter(*CHANGING_DELIVERY)
-batch_changes: Final = attrgetter(*CHANGING_BATCH)
+delivery_update: Final = attrgetter(*CHANGING_DELIVERY, "id", "org_id")
+batch_update: Final = attrgetter(*CHANGING_BATCH, "id", "org_id")
+"""What `update_delivery` and `update_batch` take, and the beginning of what `record` takes."""
 
 
 def upsert(dialect: Dialect, table: Table) -> ValuesBase:
