@@ -9,6 +9,7 @@ payload is frozen there (4.5).
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -17,7 +18,7 @@ from primeflowd.errors import NotFound, Refused, StateRefused
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import Micros
 from primeflowd.model import TERMINAL_BATCH, Batch, BatchStatus, Item, TerminalStatus, new_id
-from primeflowd.redelivery import make_delivery
+from primeflowd.redelivery import Alike, make_delivery
 from primeflowd.unit import Unit
 
 
@@ -51,13 +52,14 @@ def create_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
     """
     if new.id is not None and unit.tx.taken_batch_ids([new.id]):
         raise _batch_exists(new.id)
-    return _insert_batch(unit, org_id, new)
+    return _insert_batch(unit, org_id, new, {})
 
 
 def create_batches(unit: Unit, org_id: str, news: Sequence[NewBatch]) -> list[Batch | Refused]:
     """Register several batches, each standing alone: its batch, or why it was refused."""
     wanted = {new.id for new in news if new.id is not None}
     taken = unit.tx.taken_batch_ids(wanted) if wanted else set()
+    alike: Alike = {}
     results: list[Batch | Refused] = []
     for new in news:
         if new.id is not None and new.id in taken:
@@ -65,7 +67,7 @@ def create_batches(unit: Unit, org_id: str, news: Sequence[NewBatch]) -> list[Ba
             continue
         if new.id is not None:
             taken.add(new.id)
-        results.append(_insert_batch(unit, org_id, new))
+        results.append(_insert_batch(unit, org_id, new, alike))
     return results
 
 
@@ -104,43 +106,47 @@ def cancel_batch(unit: Unit, org_id: str, batch_id: str, reason: str | None) -> 
     return end_batch(unit, batch, "cancelled", None, None), True
 
 
-def _insert_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
+def _insert_batch(unit: Unit, org_id: str, new: NewBatch, alike: Alike) -> Batch:
     now = unit.now
-    total = len(new.items) if new.items is not None else new.items_total
-    started_at = new.started_at
-    if started_at is None and new.status == "running":
+    batch_id = new.id or new_id()
+    started_at, completed_at, frozen = new.started_at, None, None
+    if new.status in TERMINAL_BATCH:
+        completed_at = now if new.completed_at is None else new.completed_at
+        if new.callback_url is not None:
+            frozen = payload.freeze(
+                batch_id=batch_id,
+                status=cast("TerminalStatus", new.status),
+                output=new.output,
+                metadata=new.metadata,
+                created_at=now,
+                completed_at=completed_at,
+            )
+    elif started_at is None and new.status == "running":
         started_at = now
     batch = Batch(
-        id=new.id or new_id(),
+        id=batch_id,
         org_id=org_id,
         plan_id=new.plan_id,
         callback_url=new.callback_url,
         metadata=new.metadata,
         status=new.status,
         output=new.output,
-        items_total=total,
+        items_total=len(new.items) if new.items is not None else new.items_total,
         items_succeeded=0,
         items_failed=0,
         items_cancelled=0,
         cancellation_reason=None,
-        payload=None,
+        payload=frozen,
         created_at=now,
         started_at=started_at,
-        completed_at=None,
+        completed_at=completed_at,
         updated_at=now,
     )
-    if new.status in TERMINAL_BATCH:
-        batch = msgspec.structs.replace(
-            batch, completed_at=now if new.completed_at is None else new.completed_at
-        )
-        if batch.callback_url is not None:
-            batch = msgspec.structs.replace(batch, payload=payload.freeze(batch))
     unit.tx.insert_batch(batch)
     if new.items:
         unit.tx.put_items([_new_item(batch, k, item) for k, item in enumerate(new.items)])
-    if batch.payload is not None:
-        assert batch.callback_url is not None
-        make_delivery(unit, batch, batch.callback_url, batch.payload, is_automatic=True)
+    if frozen is not None:
+        make_delivery(unit, batch, frozen, alike, is_automatic=True)
     return batch
 
 
@@ -176,21 +182,29 @@ def end_batch(
             batch.items_cancelled,
             batch.items_total or 0,
         )
+    if completed_at is None:
+        completed_at = unit.now
+    frozen = None
+    if batch.callback_url is not None:
+        frozen = payload.freeze(
+            batch_id=batch.id,
+            status=status,
+            output=output,
+            metadata=batch.metadata,
+            created_at=batch.created_at,
+            completed_at=completed_at,
+        )
     batch = msgspec.structs.replace(
         batch,
         status=status,
         output=output,
-        completed_at=unit.now if completed_at is None else completed_at,
+        payload=frozen,
+        completed_at=completed_at,
         updated_at=unit.now,
     )
-    if batch.callback_url is None:
-        unit.tx.update_batch(batch)
-        return batch
-    frozen = payload.freeze(batch)
-    batch = msgspec.structs.replace(batch, payload=frozen)
     unit.tx.update_batch(batch)
-    assert batch.callback_url is not None
-    make_delivery(unit, batch, batch.callback_url, frozen, is_automatic=True)
+    if frozen is not None:
+        make_delivery(unit, batch, frozen, {}, is_automatic=True)
     return batch
 
 

@@ -7,13 +7,14 @@ number was spelt; it is rewritten as bytes, token by token. Fails with InvalidJs
 
 from array import array
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
 import msgspec
 
-from primeflowd.instants import MILLISECOND, to_datetime
-from primeflowd.model import TERMINAL_BATCH, Batch, Item
+from primeflowd.instants import MILLISECOND, Micros, to_datetime
+from primeflowd.model import Item, TerminalStatus
 
 MAX_DEPTH: Final = 100
 """Arrays and objects within each other; a document of one scalar has depth 0."""
@@ -77,28 +78,40 @@ def canonical(document: bytes | msgspec.Raw) -> bytes:
     return _QUOTE.join(parts)
 
 
-def freeze(batch: Batch) -> bytes:
+def freeze(
+    *,
+    batch_id: str,
+    status: TerminalStatus,
+    output: bytes | None,
+    metadata: bytes | None,
+    created_at: Micros,
+    completed_at: Micros,
+) -> bytes:
     """The payload of an ended batch: the very bytes that are signed and sent (contract 4.2-4.5).
 
-    `batch.output` and `batch.metadata` are canonical already, and are copied.
+    `output` and `metadata` are canonical already, and are copied.
     """
-    assert batch.completed_at is not None
-    assert batch.status in TERMINAL_BATCH
-    status = batch.status.encode()
+    event = status.encode()
     return (
         b'{"event":"batch.%b","batch_id":"%b","status":"%b","output":%b,"duration_ms":%d,'
         b'"created_at":"%b","completed_at":"%b","metadata":%b}'
     ) % (
-        status,
-        batch.id.encode(),
-        status,
-        _or_null(batch.output),
+        event,
+        batch_id.encode(),
+        event,
+        _or_null(output),
         # A client's `completed_at` may lie before our `created_at`.
-        max(0, batch.completed_at - batch.created_at) // MILLISECOND,
-        to_datetime(batch.created_at).isoformat().encode(),
-        to_datetime(batch.completed_at).isoformat().encode(),
-        _or_null(batch.metadata),
+        max(0, completed_at - created_at) // MILLISECOND,
+        _spelt(created_at),
+        _spelt(completed_at),
+        _or_null(metadata),
     )
+
+
+# A batch that comes ended was created and completed at one instant, as were all that came with it.
+@lru_cache(maxsize=8)
+def _spelt(instant: Micros) -> bytes:
+    return to_datetime(instant).isoformat().encode()
 
 
 def items_output(

@@ -3,7 +3,7 @@
 Operations over one transaction, as in lifecycle.py: each looks first and writes last.
 """
 
-from typing import cast
+from typing import TypeAlias, cast
 
 import msgspec
 
@@ -40,7 +40,7 @@ def redeliver(unit: Unit, org_id: str, batch_id: str) -> Delivery:
             "cancel it first, or have it attempted now",
             {"delivery_id": other.id, "next_attempt_at": due},
         )
-    return make_delivery(unit, batch, batch.callback_url, batch.payload, is_automatic=False)
+    return make_delivery(unit, batch, batch.payload, {}, is_automatic=False)
 
 
 def cancel_delivery(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
@@ -86,14 +86,33 @@ def attempt_now(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
     return hastened
 
 
+Alike: TypeAlias = dict[tuple[str, str], Delivery]
+"""Deliveries that one operation made for an org, one for each plan and URL."""
+
+
 def make_delivery(
-    unit: Unit, batch: Batch, url: str, frozen: bytes, *, is_automatic: bool
+    unit: Unit, batch: Batch, frozen: bytes, alike: Alike, *, is_automatic: bool
 ) -> Delivery:
-    """Insert a delivery of an ended batch, due at once, with the policy and secret of now."""
+    """Insert a delivery of an ended batch with a callback URL, due at once, with the policy and
+    secret of now."""
+    url = cast("str", batch.callback_url)
+    known = alike.get((batch.plan_id, url))
+    if known is None:
+        delivery = _delivery(unit, batch, url, is_automatic=is_automatic)
+        alike[batch.plan_id, url] = delivery
+    else:
+        # Of a hundred that come together most are alike but for their ids.
+        delivery = msgspec.structs.replace(known, id=new_id(), batch_id=batch.id)
+    unit.tx.insert_delivery(delivery)
+    unit.made.append((delivery, frozen))
+    return delivery
+
+
+def _delivery(unit: Unit, batch: Batch, url: str, *, is_automatic: bool) -> Delivery:
     policy = effective_policy(unit.tx, batch.org_id, batch.plan_id, unit.default_policy)
     secret = unit.tx.current_secret(batch.org_id)
     destination = parse(url).destination
-    delivery = Delivery(
+    return Delivery(
         id=new_id(),
         batch_id=batch.id,
         org_id=batch.org_id,
@@ -116,9 +135,6 @@ def make_delivery(
         updated_at=unit.now,
         completed_at=None,
     )
-    unit.tx.insert_delivery(delivery)
-    unit.made.append((delivery, frozen))
-    return delivery
 
 
 def _open_delivery(tx: Tx, org_id: str, delivery_id: str) -> Delivery:

@@ -8,6 +8,7 @@ however its process ended; they do not outlive it, and cannot be left behind.
 import fcntl
 import os
 import struct
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -70,5 +71,9 @@ class LockFile:
         return bool(kind == fcntl.F_UNLCK)
 
     def _call(self, command: int, kind: int, byte: int) -> bytes:
-        lock = struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
-        return fcntl.fcntl(self._descriptor, command, lock)
+        return fcntl.fcntl(self._descriptor, command, _lock(kind, byte))
+
+
+@cache
+def _lock(kind: int, byte: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)

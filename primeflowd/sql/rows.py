@@ -1,14 +1,16 @@
 """Values of model.py as rows of tables.py, and back.
 
-A row is a tuple in the order of the table's columns. Building one costs about a microsecond; it is
-on the way of every callback.
+A row is a sequence in the order of the struct's fields, which statements over values name their
+columns in: so msgspec can make it in a tenth of the time that it takes to read the fields one by
+one. It is on the way of every callback.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import Boolean, Column, Table
 
 from primeflowd import model
@@ -34,20 +36,27 @@ class Rows(Generic[S]):
 
     def __init__(self, struct: type[S], table: Table, strings: str | None = None) -> None:
         self.table = table
-        self.names: Final = tuple(column.name for column in table.columns)
-        self.columns: Final[tuple[Column[Any], ...]] = tuple(table.columns)
+        self.names: Final = struct.__struct_fields__
+        self.columns: Final[tuple[Column[Any], ...]] = tuple(table.c[name] for name in self.names)
         self._struct = struct
-        self._fields = attrgetter(*self.names)
         self._strings = self.names.index(strings) if strings else None
         # Statements run as text give what the database has: 0 and 1 in SQLite.
         self._booleans = tuple(c.name for c in table.columns if isinstance(c.type, Boolean))
 
-    def row(self, value: S) -> tuple[Any, ...]:
-        row: tuple[Any, ...] = self._fields(value)
-        at = self._strings
-        if at is not None:
-            row = (*row[:at], _encoded(row[at]), *row[at + 1 :])
+    def row(self, value: S) -> Sequence[Any]:
+        [row] = self.rows([value])
         return row
+
+    def rows(self, values: Iterable[S]) -> list[Sequence[Any]]:
+        at = self._strings
+        if at is None:
+            return list(map(astuple, values))
+        found: list[Sequence[Any]] = []
+        for value in values:
+            row = list(astuple(value))
+            row[at] = _encoded(row[at])
+            found.append(row)
+        return found
 
     def mapping(self, value: S) -> dict[str, Any]:
         return dict(zip(self.names, self.row(value), strict=True))

@@ -30,7 +30,7 @@ from primeflowd.errors import UniqueViolation
 from primeflowd.model import Attempt, Batch, Delivery, RetryPolicy, SigningSecret, StoredAnswer
 from primeflowd.sql import rows
 from primeflowd.sql.failures import translated
-from primeflowd.sql.statements import Statements, delivery_changes
+from primeflowd.sql.statements import Statements, delivery_update
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -122,15 +122,15 @@ class Session:
             self._written = True
         self._marks = _NOTHING
         if self._batches:
-            self._run_many(self._hot.insert_batch, rows.BATCHES, self._batches)
+            self._insert_kept(self._hot.insert_batch, rows.BATCHES, self._batches)
         if self._deliveries:
-            self._run_many(self._hot.insert_delivery, rows.DELIVERIES, self._deliveries)
+            self._insert_kept(self._hot.insert_delivery, rows.DELIVERIES, self._deliveries)
         if self._records:
             self._write_records()
         if self._attempts:
-            self._run_many(self._hot.insert_attempt, rows.ATTEMPTS, self._attempts)
+            self._insert_kept(self._hot.insert_attempt, rows.ATTEMPTS, self._attempts)
         if self._answers:
-            self._run_many(self._hot.insert_answer, rows.ANSWERS, self._answers)
+            self._insert_kept(self._hot.insert_answer, rows.ANSWERS, self._answers)
 
     # For the mixins
 
@@ -176,11 +176,21 @@ class Session:
         self._written = True
         return self._read_stored(statement)
 
-    def _write_hot(self, statement: str, values: tuple[Any, ...]) -> int:
-        """Run compiled text; how many rows it changed. Writes nothing that is kept back.
+    # Compiled text runs on the driver's own cursor: for a single row, SQLAlchemy would cost twice
+    # what SQLite does. None of these writes what is kept back.
 
-        On the driver's own cursor: for a single row SQLAlchemy would cost twice what SQLite does.
-        """
+    def _read_hot(self, statement: str, values: tuple[Any, ...]) -> Sequence[Any]:
+        """The rows that compiled text finds, for a caller that knows that nothing kept back
+        matters to it."""
+        try:
+            cursor = self._own_cursor()
+            cursor.execute(statement, values)
+            return cursor.fetchall()
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
+            self._fail(error)
+
+    def _write_hot(self, statement: str, values: tuple[Any, ...]) -> int:
+        """Run compiled text; how many rows it changed."""
         try:
             cursor = self._own_cursor()
             cursor.execute(statement, values)
@@ -192,32 +202,31 @@ class Session:
         return changed
 
     def _write_records(self) -> None:
-        values = [
-            (*delivery_changes(after), after.id, after.org_id, node_id)
-            for node_id, after in self._records.values()
-        ]
+        values = [(*delivery_update(after), node_id) for node_id, after in self._records.values()]
         self._records.clear()
-        try:
-            cursor = self._own_cursor()
-            cursor.executemany(self._hot.record, values)
-            changed = cursor.rowcount
-        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
-            self._fail(error)
+        changed = self._write_many(self._hot.record, values)
         if changed != len(values):
             self._fail(WronglyPresumed(f"{changed} of {len(values)} records were as presumed"))
+
+    def _insert_kept(self, statement: str, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
+        values = of.rows(buffer.values())
+        buffer.clear()
+        self._write_many(statement, values)
+
+    def _write_many(self, statement: str, values: Sequence[Sequence[Any]]) -> int:
+        """Run compiled text once for each of `values`; how many rows it changed in all."""
+        try:
+            cursor = self._own_cursor()
+            cursor.executemany(statement, values)
+            changed: int = cursor.rowcount
+        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
+            self._fail(error)
+        return changed
 
     def _own_cursor(self) -> DBAPICursor:
         if self._cursor is None:
             self._cursor = self._connection.connection.cursor()
         return self._cursor
-
-    def _run_many(self, statement: str, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
-        values = [of.row(value) for value in buffer.values()]
-        buffer.clear()
-        try:
-            self._connection.exec_driver_sql(statement, values)
-        except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
-            self._fail(error)
 
     def _fail(self, error: BaseException) -> NoReturn:
         # The first one: what comes after it may only say that the transaction is broken.

@@ -13,18 +13,22 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    MetaData,
+    Select,
     Table,
+    TextClause,
     and_,
     bindparam,
     func,
     insert,
     literal_column,
+    select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ValuesBase
 
-from primeflowd.sql import tables
+from primeflowd.sql import rows, tables
 
 CHANGING_DELIVERY: Final = (
     "status",
@@ -55,8 +59,9 @@ CHANGING_BATCH: Final = (
 )
 """Columns of a batch that may change, in the order of the table."""
 
-delivery_changes: Final = attrgetter(*CHANGING_DELIVERY)
-batch_changes: Final = attrgetter(*CHANGING_BATCH)
+delivery_update: Final = attrgetter(*CHANGING_DELIVERY, "id", "org_id")
+batch_update: Final = attrgetter(*CHANGING_BATCH, "id", "org_id")
+"""What `update_delivery` and `update_batch` take, and the beginning of what `record` takes."""
 
 
 def upsert(dialect: Dialect, table: Table) -> ValuesBase:
@@ -93,10 +98,11 @@ class Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Final = dialect
-        self.insert_batch = self._insert(tables.batches)
-        self.insert_delivery = self._insert(tables.deliveries)
-        self.insert_attempt = self._insert(tables.attempts)
-        self.insert_answer = self._insert(tables.answers)
+        # A row, as rows.py makes it
+        self.insert_batch = self._insert(rows.BATCHES)
+        self.insert_delivery = self._insert(rows.DELIVERIES)
+        self.insert_attempt = self._insert(rows.ATTEMPTS)
+        self.insert_answer = self._insert(rows.ANSWERS)
         # CHANGING_DELIVERY, then the id and the org
         delivery = update(tables.deliveries).where(
             tables.deliveries.c.id == bindparam("of_id"),
@@ -117,12 +123,30 @@ class Statements:
             hidden(tables.batches.c.org_id) == bindparam("of_org"),
         )
         self.update_batch = self._text(batch, CHANGING_BATCH, ("of_id", "of_org"))
+        # What is asked for each new batch; what each takes is the values of the columns it names.
+        self.taken_batch_id = self._by([tables.batches.c.id], ("id",))
+        self.policy = self._by(rows.POLICIES.columns, ("org_id", "plan_id"))
+        self.current_secret = self._by(rows.SECRETS.columns, ("org_id",), tables.CURRENT)
+        self.answer = self._by(rows.ANSWERS.columns, ("org_id", "method", "path", "key"))
 
-    def _insert(self, table: Table) -> str:
-        return self._text(insert(table), [column.name for column in table.columns])
+    def _by(
+        self, columns: Sequence[Column[Any]], names: Sequence[str], *further: TextClause
+    ) -> str:
+        """The rows in which the columns of these names have the values that are given."""
+        known = columns[0].table.c
+        query = select(*columns).where(*(known[name] == bindparam(name) for name in names))
+        return self._text(query.where(*further), (), names)
+
+    def _insert(self, of: rows.Rows[Any]) -> str:
+        # SQLAlchemy names columns in the order of the table that it is given: one in our order.
+        columns = [Column(each.name, each.type) for each in of.columns]
+        return self._text(insert(Table(of.table.name, MetaData(), *columns)), of.names)
 
     def _text(
-        self, statement: ValuesBase, values: Sequence[str], conditions: Sequence[str] = ()
+        self,
+        statement: ValuesBase | Select[Any],
+        values: Sequence[str],
+        conditions: Sequence[str] = (),
     ) -> str:
         compiled: Any = statement.compile(dialect=self.dialect, column_keys=list(values))
         if compiled.positiontup != [*values, *conditions]:

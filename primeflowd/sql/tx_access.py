@@ -8,7 +8,7 @@ from primeflowd.model import ApiKey, Recovery, RetryPolicy, SigningSecret, Store
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session
 from primeflowd.sql.statements import upsert
-from primeflowd.sql.tables import CURRENT, answers, keys, notes, policies, recoveries, secrets
+from primeflowd.sql.tables import answers, keys, notes, policies, recoveries, secrets
 
 
 class AccessStatements(Session):
@@ -17,11 +17,7 @@ class AccessStatements(Session):
     def policy(self, org_id: str, plan_id: str) -> RetryPolicy | None:
         key = (org_id, plan_id)
         if key not in self._policies:
-            found = self._read_stored(
-                select(*rows.POLICIES.columns).where(
-                    policies.c.org_id == org_id, policies.c.plan_id == plan_id
-                )
-            )
+            found = self._read_hot(self._hot.policy, key)
             self._policies[key] = rows.POLICIES.value(found[0]) if found else None
         return self._policies[key]
 
@@ -55,9 +51,7 @@ class AccessStatements(Session):
 
     def current_secret(self, org_id: str) -> SigningSecret | None:
         if org_id not in self._current_secrets:
-            found = self._read_stored(
-                select(*rows.SECRETS.columns).where(secrets.c.org_id == org_id, CURRENT)
-            )
+            found = self._read_hot(self._hot.current_secret, (org_id,))
             self._current_secrets[org_id] = rows.SECRETS.value(found[0]) if found else None
         return self._current_secrets[org_id]
 
@@ -92,7 +86,7 @@ class AccessStatements(Session):
         scope = (org_id, method, path, key)
         if scope in self._answers:
             return self._answers[scope]
-        found = self._read_stored(select(*rows.ANSWERS.columns).where(_scope == scope))
+        found = self._read_hot(self._hot.answer, scope)
         return rows.ANSWERS.value(found[0]) if found else None
 
     def put_answer(self, answer: StoredAnswer, replaces: StoredAnswer | None = None) -> None:

@@ -8,7 +8,7 @@ from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Page
 from primeflowd.model import Batch, Item
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
-from primeflowd.sql.statements import batch_changes, hidden, upsert
+from primeflowd.sql.statements import batch_update, hidden, upsert
 from primeflowd.sql.tables import batches, items
 
 
@@ -25,6 +25,10 @@ class BatchStatements(Session):
 
     def taken_batch_ids(self, batch_ids: Collection[str]) -> set[str]:
         taken = {batch_id for batch_id in batch_ids if batch_id in self._batches}
+        if len(batch_ids) == 1:
+            # One batch by itself is what most clients send.
+            found = self._read_hot(self._hot.taken_batch_id, (*batch_ids,))
+            return taken.union(*found)
         for chunk in chunks(batch_ids):
             found = self._read_stored(select(batches.c.id).where(batches.c.id.in_(chunk)))
             taken.update(row.id for row in found)
@@ -36,7 +40,7 @@ class BatchStatements(Session):
     def update_batch(self, batch: Batch) -> None:
         if batch.id in self._batches:
             self.flush()
-        self._write_hot(self._hot.update_batch, (*batch_changes(batch), batch.id, batch.org_id))
+        self._write_hot(self._hot.update_batch, batch_update(batch))
 
     def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]:
         query = newest_first(batches, page).where(batches.c.org_id == org_id)

@@ -10,7 +10,7 @@ from primeflowd.hookspecs import DeliveryFilter, Page
 from primeflowd.model import Attempt, Delivery
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
-from primeflowd.sql.statements import delivery_changes, hidden
+from primeflowd.sql.statements import delivery_update, hidden
 from primeflowd.sql.tables import FAILED, IN_FLIGHT, attempts, batches, deliveries
 from primeflowd.sql.tx_batches import created_within, newest_first
 
@@ -51,9 +51,7 @@ class DeliveryStatements(Session):
             self.left_for_others = True
         if delivery.id in self._deliveries or delivery.id in self._records:
             self.flush()
-        self._write_hot(
-            self._hot.update_delivery, (*delivery_changes(delivery), delivery.id, delivery.org_id)
-        )
+        self._write_hot(self._hot.update_delivery, delivery_update(delivery))
 
     def failed_after(
         self, org_id: str, where: DeliveryFilter, position: str | None, limit: int

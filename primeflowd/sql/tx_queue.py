@@ -12,7 +12,7 @@ from primeflowd.instants import Micros
 from primeflowd.model import Attempt, Delivery
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
-from primeflowd.sql.statements import delivery_changes, hidden
+from primeflowd.sql.statements import delivery_update, hidden
 from primeflowd.sql.tables import DUE, FINISHED, deliveries
 
 Due: TypeAlias = tuple[Micros, str, str]
@@ -132,9 +132,7 @@ class QueueStatements(Session):
         fate: Fate = "recorded"
         if self._presuming:
             self._keep(self._records, after.id, (node_id, after))
-        elif not self._write_hot(
-            self._hot.record, (*delivery_changes(after), after.id, after.org_id, node_id)
-        ):
+        elif not self._write_hot(self._hot.record, (*delivery_update(after), node_id)):
             if not self._record_late(node_id, after):
                 return "lost"
             fate = "ended"

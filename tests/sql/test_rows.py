@@ -52,4 +52,4 @@ def test_hot_statements_compile_for_other_databases_too() -> None:
     dialects: list[Any] = [sqlite.dialect, partial(postgresql.dialect, paramstyle="format")]
     for dialect in dialects:
         for name, sql in vars(Statements(dialect())).items():
-            assert name == "dialect" or sql.startswith(("INSERT", "UPDATE"))
+            assert name == "dialect" or sql.startswith(("INSERT", "UPDATE", "SELECT"))
