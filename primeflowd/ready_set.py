@@ -7,7 +7,8 @@ task that waits for the set and calls whoever waits for a socket. It also knows 
 nobody waits for whether anything has happened to it.
 
 The set is edge-triggered: it tells of what comes, once. So whoever waits must have read all there
-was, or not have read since the last wait. What comes while nobody waits is remembered.
+was (got less than he asked for, say), or nothing since the last wait. What comes while nobody waits
+is remembered.
 
 Blocks in `run` and `wait_readable` only. Cancelled, a wait leaves nothing behind.
 """
@@ -19,6 +20,7 @@ from typing import Final, Protocol
 
 import trio
 
+_END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _AT_ONCE: Final = 32
 """Sockets seen to between two turns of other tasks."""
 
@@ -119,14 +121,16 @@ class ReadySet:
                 await trio.lowlevel.wait_readable(self._epoll)
             except trio.ClosedResourceError:
                 return
-            for descriptor, _ in poll(0, _AT_ONCE):
+            for descriptor, events in poll(0, _AT_ONCE):
                 function = waiting.pop(descriptor, None)
+                if function is None or events & _END:
+                    # An end that came together with data is told together with it: whoever reads
+                    # the data must be told of the end when he waits for more. (A socket that was
+                    # closed by one who was called before it may leave this to the next of the same
+                    # number, who finds that there is nothing to be read.)
+                    self._news.add(descriptor)
                 if function is not None:
                     function()
-                else:
-                    # Or its socket was closed by one that was called before it: then its number
-                    # may be another's soon, who finds that there is nothing to be read.
-                    self._news.add(descriptor)
 
     def close(self) -> None:
         """Close the set, once its last socket is removed."""

@@ -10,7 +10,7 @@ Blocks on the client and on what answers. Nothing that a client does raises out 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import MSG_PEEK, SHUT_WR, socket
 from typing import Final
 
@@ -21,6 +21,7 @@ from primeflowd.api import errors, http_answer, ingest, request_id
 from primeflowd.api.asgi_bridge import Address, Application, Exchange
 from primeflowd.api.gate import Gate
 from primeflowd.api.http_request import Head, Malformed, RequestReader
+from primeflowd.ready_set import Readiness, TrioReadiness
 
 log = structlog.get_logger()
 
@@ -46,6 +47,7 @@ class House:
         idle_timeout: seconds from the end of a request to the end of the next one's head.
         draining: each answer is its connection's last.
         crowded: there are as many connections as there may be.
+        readiness: by which connections wait.
     """
 
     application: Application
@@ -53,6 +55,7 @@ class House:
     idle_timeout: float
     draining: bool = False
     crowded: bool = False
+    readiness: Readiness = field(default_factory=TrioReadiness)
 
 
 class ClientConnection:
@@ -61,6 +64,7 @@ class ClientConnection:
     __slots__ = (
         "_closing",
         "_deadline",
+        "_drained",
         "_fd",
         "_gone",
         "_house",
@@ -79,6 +83,9 @@ class ClientConnection:
         self._socket = sock
         self._fd = sock.fileno()
         self._house = house
+        house.readiness.add(self._fd)
+        # Nothing is left in the socket, so that it can be waited for.
+        self._drained = True
         self._reader = RequestReader()
         self._scope = trio.CancelScope()
         # Trio's time; infinite while the next move is ours.
@@ -108,6 +115,7 @@ class ClientConnection:
             # A client that finds a bug must not end the daemon by it.
             log.exception("connection_failed")
         finally:
+            self._house.readiness.remove(self._fd)
             self._socket.close()
             self._reader.close()
 
@@ -253,15 +261,24 @@ class ClientConnection:
 
     async def _receive(self) -> bytes:
         """What has come; nothing at the end, be it orderly or not."""
+        wanted = self._reader.wanted
         while True:
-            await trio.lowlevel.wait_readable(self._fd)
+            if self._drained:
+                await self._house.readiness.wait_readable(self._fd)
+            else:
+                # Whoever sends much takes turns with the others.
+                await trio.lowlevel.checkpoint()
             try:
-                return self._socket.recv(self._reader.wanted)
+                data = self._socket.recv(wanted)
             except BlockingIOError:
+                self._drained = True
                 continue
             except OSError:
                 self._gone = True
                 return b""
+            # The end is told once, but may be asked for again.
+            self._drained = 0 < len(data) < wanted
+            return data
 
     def _send(self, data: bytes | memoryview) -> int:
         try:

@@ -23,6 +23,7 @@ import trio
 from primeflowd.api.app import App
 from primeflowd.api.client_connection import ClientConnection, House
 from primeflowd.api.listener import GRACE, IDLE, listen, url_of
+from primeflowd.ready_set import ReadySet
 
 log = structlog.get_logger()
 
@@ -80,7 +81,8 @@ class _FrontDoor:
         # slow one looks stuck, since it says nothing before a third of that is gone.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD)
         self._listener = listener
-        self._house = House(cast("Any", app), app.gate, idle_timeout)
+        self._ready_set = ReadySet()
+        self._house = House(cast("Any", app), app.gate, idle_timeout, readiness=self._ready_set)
         self._period = min(_PERIOD, idle_timeout / 2)
         self._connections: set[ClientConnection] = set()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -88,6 +90,7 @@ class _FrontDoor:
 
     async def run(self, shutdown: trio.Event) -> None:
         async with trio.open_nursery() as watching:
+            watching.start_soon(self._ready_set.run)
             watching.start_soon(self._watch)
             async with trio.open_nursery() as serving:
                 async with trio.open_nursery() as accepting:
@@ -99,6 +102,7 @@ class _FrontDoor:
                 self._look()
                 serving.cancel_scope.deadline = trio.current_time() + GRACE
             watching.cancel_scope.cancel()
+        self._ready_set.close()
 
     async def _accept(self, serving: trio.Nursery) -> None:
         while True:
