@@ -8,6 +8,8 @@ that of the API. Blocks and fails as auth.py, rate_limit.py and the handler do.
 
 from collections.abc import Mapping
 
+import structlog
+
 from primeflowd.api.answer import Answer
 from primeflowd.api.auth import Authenticator, authorise, org_of
 from primeflowd.api.call import AnswerScope, Call, Route
@@ -22,11 +24,13 @@ class Gate:
 
     Attributes:
         requests: where who answers counts it.
+        log: where it says so; bound once, as structlog otherwise does for each line.
     """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self.requests = services.requests
+        self.log = structlog.get_logger().bind()
         self._authenticator = Authenticator(services.storage)
         self._limiter = RateLimiter(services.config.api, services.clock)
         self._running: set[AnswerScope] = set()

@@ -19,8 +19,6 @@ from primeflowd.api.call import Route
 from primeflowd.api.gate import Gate
 from primeflowd.api.http_request import Head, Malformed
 
-log = structlog.get_logger()
-
 ROUTES: Final = {
     (b"POST", route.path.encode()): route
     for route in batches.ROUTES
@@ -116,5 +114,5 @@ async def answer(gate: Gate, route: Route, request: IngestRequest) -> tuple[Answ
     if request.answer_headers:
         given = Answer(given.status, given.body, given.headers + request.answer_headers)
     gate.requests.count(route.method, route.path, given.status)
-    log.debug("answered", method=request.method, path=request.path, status=given.status)
+    gate.log.debug("answered", method=request.method, path=request.path, status=given.status)
     return given, chosen
