@@ -102,6 +102,22 @@ async def test_what_queued_meanwhile_shares_a_commit(writer: Writer) -> None:
     assert len(notes(writer)) == 50
 
 
+async def test_what_comes_together_shares_a_commit(writer: Writer) -> None:
+    """The first of a hundred does not wake the thread by itself."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(writer.write, lambda tx: tx.nodes())
+    assert writer.statistics().commits == 1
+
+
+async def test_it_can_be_closed_again(writer: Writer) -> None:
+    await writer.write(lambda tx: None)
+    await writer.aclose()
+    await writer.aclose()
+    with pytest.raises(StorageUnavailable):
+        await writer.write(lambda tx: None)
+
+
 async def test_group_is_bounded(writer: Writer) -> None:
     async with one_group(writer) as nursery:
         for _ in range(module.MAX_GROUP + 1):
