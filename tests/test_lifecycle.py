@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import trio
 
+from primeflowd.callback_url import parse
 from primeflowd.errors import NotFound, StateRefused
 from primeflowd.instants import MILLISECOND, SECOND, from_datetime
 from primeflowd.items import ItemReport, report_items
@@ -23,6 +24,7 @@ from primeflowd.lifecycle import (
 )
 from primeflowd.model import Batch, BatchStatus, TerminalStatus, new_id
 from primeflowd.redelivery import redeliver
+from primeflowd.retry_policies import put_policy
 from primeflowd.testing.factories import make_secret
 from primeflowd.unit import Unit
 from tests.node import ACME, GLOBEX, NODE, START, URL, HandClock, Node, open_node
@@ -136,6 +138,25 @@ async def test_each_batch_of_a_bulk_stands_alone() -> None:
         assert await node.batch(taken.id) == taken
         assert (await node.batch(twin)).plan_id == "first"
         assert [d.is_automatic for d in await node.deliveries()] == [True]
+
+
+async def test_deliveries_of_a_bulk_differ_where_their_batches_do() -> None:
+    """3.5, 4.6: each has the policy of its plan and its own URL, also after others like it."""
+    async with open_node() as node:
+        await node.perform(put_policy, ACME, "eager", ("1s", "2s"), 7)
+        other = "https://other.example/callback"
+        wanted = [(URL, ""), (URL, "eager"), (other, "eager"), (URL, ""), (other, "eager")]
+        news = [NewBatch(callback_url=url, plan_id=p, status="failed") for url, p in wanted]
+        made = await node.perform(create_batches, ACME, news)
+        found = []
+        for batch in made:
+            assert isinstance(batch, Batch)
+            [delivery] = await node.deliveries(batch.id)
+            assert delivery.destination == parse(delivery.callback_url).destination
+            assert (delivery.policy_source == "plan") == (delivery.max_retries == 7)
+            found.append((delivery.callback_url, delivery.policy_plan_id))
+        assert found == wanted
+        assert len({delivery.id for delivery in await node.deliveries()}) == len(wanted)
 
 
 # Ending

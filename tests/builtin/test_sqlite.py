@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from primeflowd.builtin.sqlite import open_sqlite, open_storage
+from primeflowd.builtin.sqlite import PAGE_SIZE, open_sqlite, open_storage
 from primeflowd.config import Config, from_mapping
 from primeflowd.errors import OperatorError, SchemaTooNew, StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
@@ -61,6 +61,7 @@ async def test_commits_are_on_the_disk(path: Path) -> None:
     async with open_sqlite(path, "node-1") as storage:
         assert await storage.write(lambda tx: pragma(tx, "journal_mode")) == "wal"
         assert await storage.write(lambda tx: pragma(tx, "synchronous")) == 2
+        assert await storage.write(lambda tx: pragma(tx, "page_size")) == PAGE_SIZE
 
 
 async def test_readers_cannot_write(path: Path) -> None:

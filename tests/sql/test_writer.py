@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -100,6 +101,28 @@ async def test_what_queued_meanwhile_shares_a_commit(writer: Writer) -> None:
     after = writer.statistics()
     assert (after.commits, after.operations, after.backlog) == (2, 51, 0)
     assert len(notes(writer)) == 50
+
+
+async def test_what_comes_together_shares_a_commit(writer: Writer) -> None:
+    """The first of them does not wake the thread by itself, however long the others take."""
+
+    async def arrive() -> None:
+        # A thread that was woken would have all the time that it needs.
+        time.sleep(0.01)  # noqa: ASYNC251 -- it is the loop that shall be held up
+        await writer.write(lambda tx: None)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(arrive)
+    assert writer.statistics().commits == 1
+
+
+async def test_it_can_be_closed_again(writer: Writer) -> None:
+    await writer.write(lambda tx: None)
+    await writer.aclose()
+    await writer.aclose()
+    with pytest.raises(StorageUnavailable):
+        await writer.write(lambda tx: None)
 
 
 async def test_group_is_bounded(writer: Writer) -> None:
