@@ -70,9 +70,13 @@ class ReadySet:
         self._closing = False
         self._waiting: dict[int, Callable[[], object]] = {}
         self._news: set[int] = set()
+        self._ended: set[int] = set()
 
     def add(self, descriptor: int) -> None:
         """See Readiness."""
+        # What was told of a socket after it was closed is not this one's.
+        self._news.discard(descriptor)
+        self._ended.discard(descriptor)
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
         self._sockets += 1
 
@@ -81,14 +85,14 @@ class ReadySet:
         self._epoll.unregister(descriptor)
         self._waiting.pop(descriptor, None)
         self._news.discard(descriptor)
+        self._ended.discard(descriptor)
         self._sockets -= 1
         if self._closing:
             self.close()
 
     def call_when_readable(self, descriptor: int, function: Callable[[], object]) -> None:
         """As wait_readable, without a task. `function` must not raise; it may be called here."""
-        if descriptor in self._news:
-            self._news.remove(descriptor)
+        if self.has_news(descriptor):
             function()
         else:
             self._waiting[descriptor] = function
@@ -107,11 +111,11 @@ class ReadySet:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def has_news(self, descriptor: int) -> bool:
-        """See Readiness; tells it once."""
+        """See Readiness; tells it once, but an end for ever."""
         if descriptor in self._news:
             self._news.remove(descriptor)
             return True
-        return False
+        return descriptor in self._ended
 
     async def run(self) -> None:
         """See to the sockets, until cancelled or closed."""
@@ -123,14 +127,14 @@ class ReadySet:
                 return
             for descriptor, events in poll(0, _AT_ONCE):
                 function = waiting.pop(descriptor, None)
-                if function is None or events & _END:
-                    # An end that came together with data is told together with it: whoever reads
-                    # the data must be told of the end when he waits for more. (A socket that was
-                    # closed by one who was called before it may leave this to the next of the same
-                    # number, who finds that there is nothing to be read.)
-                    self._news.add(descriptor)
+                if events & _END:
+                    # For good: an end that came together with data is told together with it, and
+                    # whoever has read the data must be told of the end when he waits for more.
+                    self._ended.add(descriptor)
                 if function is not None:
                     function()
+                else:
+                    self._news.add(descriptor)
 
     def close(self) -> None:
         """Close the set, once its last socket is removed."""

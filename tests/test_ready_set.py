@@ -89,10 +89,29 @@ async def test_news_of_a_socket_that_nobody_waits_for(pairs: Pairs, nursery: tri
     ready.add(ours.fileno())
     await wait_all_tasks_blocked()
     assert not ready.has_news(ours.fileno())
-    theirs.close()
+    theirs.send(b"x")
     await wait_all_tasks_blocked()
     assert ready.has_news(ours.fileno())
     assert not ready.has_news(ours.fileno())
+    ready.remove(ours.fileno())
+    ready.close()
+
+
+async def test_an_end_is_told_again(pairs: Pairs, nursery: trio.Nursery) -> None:
+    """It came together with data: who has read that, and waits for more, must not wait for ever."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, theirs = pairs.make()
+    ready.add(ours.fileno())
+    theirs.send(b"x")
+    theirs.close()
+    await wait_all_tasks_blocked()
+    with trio.fail_after(5):
+        await ready.wait_readable(ours.fileno())
+        assert ours.recv(10) == b"x"
+        await ready.wait_readable(ours.fileno())
+        assert ours.recv(10) == b""
+    assert ready.has_news(ours.fileno())
     ready.remove(ours.fileno())
     ready.close()
 

@@ -276,8 +276,7 @@ class ClientConnection:
             except OSError:
                 self._gone = True
                 return b""
-            # The end is told once, but may be asked for again.
-            self._drained = 0 < len(data) < wanted
+            self._drained = len(data) < wanted
             return data
 
     def _send(self, data: bytes | memoryview) -> int:
