@@ -289,7 +289,7 @@ class Transport:
             result = self._outcome(exchange.started_at, connection, meant)
         # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
         self._give_back(exchange.destination, connection, exchange.deadline - self._timeout.seconds)
-        exchange.tell(result)
+        exchange.over(result)
 
     def _abandon(self, exchange: "Exchange") -> None:
         del self._exchanges[exchange.connection]
@@ -356,12 +356,12 @@ class Exchange:
 
     __slots__ = (
         "_finishing",
+        "_tell",
         "_transport",
         "connection",
         "deadline",
         "destination",
         "started_at",
-        "tell",
     )
 
     def __init__(
@@ -378,12 +378,19 @@ class Exchange:
         self.destination = destination
         self.started_at = started_at
         self.deadline = deadline
-        self.tell = tell
+        self._tell: Callable[[Outcome | Unread | CutShort], None] | None = tell
         self._finishing: trio.CancelScope | None = None
 
     def told(self, failure: NetworkFailure | None) -> None:
         """For the connection: it is over."""
         self._transport._ended(self, failure)
+
+    def over(self, result: Outcome | Unread | CutShort) -> None:
+        """For the transport: tell, and let go of whoever was told, for he holds this: unbroken, the
+        circle would keep every callback in memory until the garbage collector comes by."""
+        tell, self._tell = self._tell, None
+        assert tell is not None
+        tell(result)
 
     async def finish(self, rest: memoryview) -> None:
         """For the transport: send what the socket did not take at once."""
@@ -399,6 +406,7 @@ class Exchange:
         """End it, and do not tell. It may or may not have been received."""
         if self._finishing is not None:
             self._finishing.cancel()
+        self._tell = None
         self._transport._abandon(self)
 
 
