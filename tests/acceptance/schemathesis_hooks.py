@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from primeflowd.api.cursors import encode, encode_index
 from primeflowd.instants import from_datetime
+from tests.api.documented import validator_of
 
+_batch = validator_of({"$ref": "#/components/schemas/BatchBody"})
 _since_1970 = st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))
 
 schemathesis.openapi.format(
@@ -39,14 +41,17 @@ schemathesis.openapi.format(
 
 
 @schemathesis.hook
-def before_call(_: schemathesis.HookContext, case: schemathesis.Case, __: dict[str, Any]) -> None:
+def before_call(
+    _: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]
+) -> None:
     """Keep to the rules that the document has in prose, since JSON Schema cannot say them."""
-    body = case.body
+    body: Any = case.body
     if isinstance(body, dict):
         _spell_integers(body)
-        for item in body["items"] if isinstance(body.get("items"), list) else ():
-            if isinstance(item, dict):
-                _spell_integers(item)
+        for name in ("items", "batches"):
+            for each in body[name] if isinstance(body.get(name), list) else ():
+                if isinstance(each, dict):
+                    _spell_integers(each)
         since, until = _instant(body.get("since")), _instant(body.get("until"))
         if since and until and until < since:
             body["since"], body["until"] = body["until"], body["since"]
@@ -62,6 +67,26 @@ def _spell_integers(body: dict[str, Any]) -> None:
 
 def _instant(value: Any) -> datetime | None:
     try:
-        return datetime.fromisoformat(value)
+        found = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
+    return found if found.tzinfo else None
+
+
+@schemathesis.check
+def each_batch_is_judged(
+    _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
+) -> None:
+    """Of a bulk that was taken, those batches have an error that are not as the document has
+    them, and those of them that are, none but that their id is taken."""
+    if case.operation.definition.raw.get("operationId") != "register_batches":
+        return
+    body: Any = case.body
+    if response.status_code != 200 or not isinstance(body, dict):
+        return
+    for sent, result in zip(body["batches"], response.json()["results"], strict=True):
+        refused = result.get("error", {}).get("error")
+        allowed = _batch.is_valid(sent)
+        assert refused in ((None, "validation_error") if allowed else ("invalid_request",)), (
+            f"{sent} met {result}"
+        )
