@@ -182,11 +182,12 @@ def _answers(operation: Operation, schemas: Components, *, changes: bool) -> Jso
             "headers": {name: _header(name) for name in headers},
         }
         if kind is not None:
-            content: JsonSchema = {"schema": _answered(kind, schemas)}
-            example = ANSWERS.get(operation.name)
-            if example is not None:
-                content["examples"] = {"answer": {"value": example}}
-            answer["content"] = {_JSON: content}
+            answer["content"] = {
+                _JSON: {
+                    "schema": _answered(kind, schemas),
+                    "examples": {"answer": {"value": _example(kind)}},
+                }
+            }
         if operation.leads_to is not None:
             name, parameter = operation.leads_to
             answer["links"] = {
@@ -214,6 +215,17 @@ def _answered(kind: Any, schemas: Components) -> JsonSchema:
                 },
             }
     return schemas.of(kind)
+
+
+def _example(kind: Any) -> Any:
+    match kind:
+        case Pages(of=of):
+            return {"items": [ANSWERS[of]], "next": None}
+        case Array(of=of):
+            return [ANSWERS[of]]
+        case Results(of=of):
+            return {"results": [ANSWERS[each] for each in of]}
+    return ANSWERS[kind]
 
 
 def _open_operations(schemas: Components) -> dict[str, JsonSchema]:
