@@ -92,10 +92,10 @@ ITEMS_PAGE: Final = (
 )
 CREATED: Final = (
     Parameter(
-        "created_after", {"type": "string", "format": "date-time", **INSTANT}, "not before this"
+        "created_after", {"type": "string", "format": "date-time", **INSTANT}, "made after this"
     ),
     Parameter(
-        "created_before", {"type": "string", "format": "date-time", **INSTANT}, "before this"
+        "created_before", {"type": "string", "format": "date-time", **INSTANT}, "made before this"
     ),
 )
 PLAN: Final = Parameter(

@@ -14,7 +14,6 @@ Json = Mapping[str, Any]
 _LIMITS: Final = (
     ("minimum", "at least {}"),
     ("maximum", "at most {}"),
-    ("minLength", "at least {} characters"),
     ("maxLength", "at most {} characters"),
     ("minItems", "at least {}"),
     ("maxItems", "at most {}"),
