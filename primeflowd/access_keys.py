@@ -28,7 +28,7 @@ _ALPHABET: Final = string.ascii_lowercase + string.digits
 _LENGTH: Final = 40
 _SHOWN: Final = len(_PREFIX) + 6
 _PATTERN: Final = re.compile(r"pfk_[a-z0-9]{40}")
-_MAX_LABEL: Final = 128
+MAX_LABEL: Final = 128
 _MAX_ORG_ID: Final = 128
 # Everything that one scope can grant, spelt out; `admin` stands for itself and all of these.
 _GRANTS: Final = {
@@ -48,9 +48,9 @@ def new_key(
     """
     if org_id != OPERATOR_ORG:
         check_org_id(org_id)
-    if label is not None and (len(label) > _MAX_LABEL or not label.isprintable()):
+    if label is not None and (len(label) > MAX_LABEL or not label.isprintable()):
         raise InvalidRequest(
-            "invalid_label", f"a label has at most {_MAX_LABEL} characters, all printable"
+            "invalid_label", f"a label has at most {MAX_LABEL} characters, all printable"
         )
     plain = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
     key = ApiKey(

@@ -3,10 +3,8 @@
 Nothing here runs or waits. Where a lower part calls a higher one, this passes it a plain callable.
 """
 
-from typing import Any
-
 from primeflowd.announcer import Announcer
-from primeflowd.api.services import Services
+from primeflowd.api.services import NodeStatistics, Services
 from primeflowd.clock import Clock
 from primeflowd.config import Config
 from primeflowd.destinations import Destinations
@@ -147,22 +145,22 @@ class Node:
             probing=known.suspended_until is None and name in self.destinations.ill(),
         )
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> NodeStatistics:
         """What /v1/stats shows of this node."""
         storage = self.storage.statistics()
-        return {
-            "node_id": self.lease.node_id,
-            "is_eldest": self._is_eldest(),
-            "held": len(self.scheduler),
-            "waiting": self.scheduler.waiting(),
-            "due": len(self.destinations),
-            "sending": self.senders.busy,
-            "storage_healthy": storage.healthy,
-            "storage_backlog": storage.backlog,
-            "commits": storage.commits,
-            "operations": storage.operations,
-            "attempts_not_announced": self.announcer.not_announced,
-        }
+        return NodeStatistics(
+            node_id=self.lease.node_id,
+            is_eldest=self._is_eldest(),
+            held=len(self.scheduler),
+            waiting=self.scheduler.waiting(),
+            due=len(self.destinations),
+            sending=self.senders.busy,
+            storage_healthy=storage.healthy,
+            storage_backlog=storage.backlog,
+            commits=storage.commits,
+            operations=storage.operations,
+            attempts_not_announced=self.announcer.not_announced,
+        )
 
     def reading(self) -> Reading:
         """What /metrics shows of this node."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from primeflowd import config, hookspecs
-from primeflowd.api import app
+from primeflowd.api import app, routes
 from primeflowd.cli import primeflowd as command_line
 
 ROOT = Path(__file__).parent.parent
@@ -82,7 +82,7 @@ def test_settings_of_the_documentation_exist() -> None:
 
 
 def test_every_route_is_in_the_readme_and_the_other_way_round() -> None:
-    served = {(route.method, re.sub(r"<[a-z_:]+>", "{id}", route.path)) for route in app.ROUTES}
+    served = {(route.method, re.sub(r"<[a-z_:]+>", "{id}", route.path)) for route in routes.ROUTES}
     served |= {("GET", path) for path, _ in app.OPEN_ROUTES}
     rows = re.findall(r"((?:`[A-Z]+` )*`[A-Z]+) (/[^`]*)`", README)
     told = {(method, path) for methods, path in rows for method in re.findall("[A-Z]+", methods)}

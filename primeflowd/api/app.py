@@ -17,48 +17,35 @@ from quart.typing import ResponseTypes
 from quart.wrappers import Request
 from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest
+from werkzeug.routing import BaseConverter
 
-from primeflowd.api import (
-    batches,
-    deliveries,
-    errors,
-    explain,
-    health,
-    items,
-    keys,
-    metrics,
-    policies,
-    queue_shape,
-    recoveries,
-    request_id,
-    secrets,
-)
+from primeflowd.api import errors, health, metrics, reference, request_id
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Route
 from primeflowd.api.gate import Gate
 from primeflowd.api.incoming import Fields
+from primeflowd.api.routes import ROUTES
 from primeflowd.api.services import Services
 
 log = structlog.get_logger()
 
-ROUTES: Final = (
-    *policies.ROUTES,
-    *batches.ROUTES,
-    *items.ROUTES,
-    *deliveries.ROUTES,
-    *queue_shape.ROUTES,
-    *explain.ROUTES,
-    *recoveries.ROUTES,
-    *secrets.ROUTES,
-    *keys.ROUTES,
-    *health.ROUTES,
-)
-"""Every resource that takes an API key."""
-
-OPEN_ROUTES: Final = (*health.OPEN_ROUTES, *metrics.OPEN_ROUTES)
+OPEN_ROUTES: Final = (*health.OPEN_ROUTES, *metrics.OPEN_ROUTES, *reference.OPEN_ROUTES)
 """What is answered without one."""
 
 _JSON: Final = "application/json"
+
+
+# The last parts of paths that vary nowhere, such as `bulk`.
+_WORDS: Final = "|".join(
+    sorted({route.path.rpartition("/")[2] for route in ROUTES if "<" not in route.path})
+)
+
+
+class _Identifier(BaseConverter):
+    """A part of a path that varies. What another route has there is none: to GET
+    `/v1/batches/bulk` is to use a wrong method, not to ask for a batch."""
+
+    regex = rf"(?!(?:{_WORDS})$)[^/]+"
 
 
 class _Request(TrioRequest):
@@ -117,6 +104,7 @@ def create_app(services: Services) -> App:
     app.config["MAX_CONTENT_LENGTH"] = max(api.max_body, api.max_bulk_body)
     # Else `//v1/batches` is answered with a redirect, in HTML.
     app.url_map.merge_slashes = False
+    app.url_map.converters["default"] = _Identifier
     app.gate = Gate(services)
     for route in ROUTES:
         name = f"{route.method} {route.path}".replace(".", "_")

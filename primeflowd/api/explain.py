@@ -9,7 +9,7 @@ import msgspec
 from primeflowd.api import shapes
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Call, Route
-from primeflowd.api.shapes import AttemptShape, EffectivePolicyShape
+from primeflowd.api.shapes import AttemptShape, Count, EffectivePolicyShape, Id, Time
 from primeflowd.config import DefaultPolicy
 from primeflowd.errors import NotFound
 from primeflowd.explanation import (
@@ -32,9 +32,9 @@ from primeflowd.retry_policies import EffectivePolicy, effective_policy
 class StepShape(msgspec.Struct, frozen=True):
     """One attempt: on record, under way or to come. `at` is its start, or when it is due."""
 
-    attempt_number: int
+    attempt_number: Count
     state: StepState
-    at: str
+    at: Time
     delay: str | None
     hastened: bool
     failure_reason_code: FailureReason | None
@@ -45,7 +45,7 @@ class HoldShape(msgspec.Struct, frozen=True):
     """What keeps the next attempt from being made now."""
 
     kind: HoldKind
-    until: str | None
+    until: Time | None
     text: str
 
 
@@ -57,26 +57,26 @@ class ClaimShape(msgspec.Struct, frozen=True):
     is_living: bool
 
 
-class DestinationShape(msgspec.Struct, frozen=True):
+class DestinationNowShape(msgspec.Struct, frozen=True):
     """What this node does for the destination; `window` is null where it has nothing to do."""
 
     name: str
-    queued: int
-    in_flight: int
-    window: int | None
-    suspended_until: str | None
+    queued: Count
+    in_flight: Count
+    window: Count | None
+    suspended_until: Time | None
     probing: bool
 
 
 class ExplanationShape(msgspec.Struct, frozen=True):
-    """The whole answer."""
+    """Why a delivery is where it is, as one node sees it."""
 
-    delivery_id: str
-    batch_id: str
+    delivery_id: Id
+    batch_id: Id
     callback_url: str
     status_code: DeliveryStatus
     failure_reason_code: FailureReason | None
-    as_of: str
+    as_of: Time
     node_id: str
     summary: str
     policy: EffectivePolicyShape
@@ -85,7 +85,7 @@ class ExplanationShape(msgspec.Struct, frozen=True):
     held_back_by: list[HoldShape]
     would_go: tuple[str, ...]
     claimed_by: ClaimShape | None
-    destination: DestinationShape
+    destination: DestinationNowShape
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -183,9 +183,9 @@ def _hold(hold: Hold) -> HoldShape:
     return HoldShape(hold.kind, None if hold.until is None else rfc3339(hold.until), hold.text)
 
 
-def _destination(name: str, there: DestinationNow) -> DestinationShape:
+def _destination(name: str, there: DestinationNow) -> DestinationNowShape:
     until = there.suspended_until
-    return DestinationShape(
+    return DestinationNowShape(
         name=name,
         queued=there.queued,
         in_flight=there.in_flight,

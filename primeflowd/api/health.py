@@ -3,7 +3,9 @@
 `/v1/stats` shows the whole node, across orgs, so it takes a key with the scope `admin`.
 """
 
-from typing import Final
+from typing import Final, Literal
+
+import msgspec
 
 from primeflowd.access_keys import ADMIN
 from primeflowd.api import errors, shapes
@@ -12,8 +14,15 @@ from primeflowd.api.call import Call, Route
 from primeflowd.api.incoming import Fields
 from primeflowd.api.services import Services
 
-_ALIVE: Final = shapes.answer(200, {"status": "ok"})
-_READY: Final = shapes.answer(200, {"status": "ready"})
+
+class HealthShape(msgspec.Struct, frozen=True):
+    """The answer of a node that is well."""
+
+    status: Literal["ok", "ready"]
+
+
+_ALIVE: Final = shapes.answer(200, HealthShape("ok"))
+_READY: Final = shapes.answer(200, HealthShape("ready"))
 
 
 def alive(_: Services, __: Fields) -> Answer:

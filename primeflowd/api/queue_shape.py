@@ -16,6 +16,7 @@ from primeflowd.api import cursors, shapes
 from primeflowd.api.answer import Answer
 from primeflowd.api.auth import ORG_HEADERS, org_of
 from primeflowd.api.call import Call, Route
+from primeflowd.api.shapes import Count, Time
 from primeflowd.durations import parse
 from primeflowd.hookspecs import Shape
 from primeflowd.instants import rfc3339
@@ -29,25 +30,25 @@ BUCKETS: Final = ("later", *AGES, f"{AGES[-1]}+")
 class CrowdShape(msgspec.Struct, frozen=True):
     """How many deliveries wait, in all and in each bucket."""
 
-    waiting: int
-    counts: tuple[int, ...]
+    waiting: Count
+    counts: tuple[Count, ...]
 
 
-class DestinationShape(CrowdShape, frozen=True, kw_only=True):
+class DestinationCrowdShape(CrowdShape, frozen=True, kw_only=True):
     """The same of one destination."""
 
     destination: str
 
 
 class QueueShape(msgspec.Struct, frozen=True):
-    """The answer; `org_id` is null for all orgs, `destinations` how many there are in all."""
+    """What waits; `org_id` is null for all orgs, `destinations` how many there are in all."""
 
-    as_of: str
+    as_of: Time
     org_id: str | None
     buckets: tuple[str, ...]
-    destinations: int
+    destinations: Count
     total: CrowdShape
-    largest: list[DestinationShape]
+    largest: list[DestinationCrowdShape]
 
 
 async def get(call: Call) -> Answer:
@@ -67,7 +68,7 @@ async def get(call: Call) -> Answer:
             destinations=found.destinations,
             total=CrowdShape(*_counts(found.total)),
             largest=[
-                DestinationShape(*_counts(counts), destination=destination)
+                DestinationCrowdShape(*_counts(counts), destination=destination)
                 for destination, counts in found.largest
             ],
         ),

@@ -66,7 +66,7 @@ def _get(org_id: str, recovery_id: str, tx: Tx) -> Recovery:
 
 
 def _started(recovery: Recovery) -> Answer:
-    return shapes.answer(202, {"id": recovery.id, "matched": recovery.matched})
+    return shapes.answer(202, shapes.RecoveryStartedShape(recovery.id, recovery.matched))
 
 
 _PATH: Final = "/v1/deliveries"

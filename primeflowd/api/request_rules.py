@@ -15,9 +15,10 @@ MAX_HEAD: Final = 16_384
 MAX_HEADERS: Final = 100
 
 METHODS: Final = frozenset(
-    (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE")
+    (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"QUERY")
 )
-"""Case matters. CONNECT is not among them: there is nothing to connect to."""
+"""Those that exist, most of them used by no route. Case matters. CONNECT is not among them: there
+is nothing to connect to."""
 
 Grouped: TypeAlias = Mapping[bytes, list[bytes]]
 """The values of each header field, by its name in lower case."""

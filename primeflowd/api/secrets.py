@@ -96,7 +96,7 @@ async def get_public_key(call: Call) -> Answer:
     """The Ed25519 public key that goes with a secret, for receivers that verify `v1a`."""
     secret = await _find(call)
     key = public_key(call.services.keyring, secret)
-    return shapes.answer(200, {"id": secret.id, "public_key": key})
+    return shapes.answer(200, shapes.PublicKeyShape(secret.id, key))
 
 
 async def _perform(

@@ -3,9 +3,11 @@
 `daemon.py` fills this in; nothing in `api/` reaches further down than these fields.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from primeflowd.clock import Clock
 from primeflowd.config import Config
@@ -16,6 +18,30 @@ from primeflowd.tallies import RequestTally
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
+
+
+class NodeStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node is doing, as it counts it since its start.
+
+    Attributes:
+        is_eldest: it does what one node does for all.
+        held, waiting, due, sending: deliveries in its memory, and of those: not due yet, due and
+            queued, being attempted.
+        storage_backlog: operations that wait for their commit.
+        attempts_not_announced: attempts that a slow plugin was not told of.
+    """
+
+    node_id: str
+    is_eldest: bool
+    held: int
+    waiting: int
+    due: int
+    sending: int
+    storage_healthy: bool
+    storage_backlog: int
+    commits: int
+    operations: int
+    attempts_not_announced: int
 
 
 class Performer(Protocol):
@@ -34,7 +60,7 @@ class Services:
         not_ready: why this node should get no requests, None when it should.
         secrets_changed: told of an org whose signing secrets may have changed.
         recovery_started: told that a recovery was asked for, once it is durable.
-        statistics: what /v1/stats shows; values that JSON can hold.
+        statistics: what /v1/stats shows.
         scrape: what /metrics shows and its content type, for the request's `Accept`.
         requests: where answers are counted.
         node_id: under what name this node claims at present.
@@ -51,7 +77,7 @@ class Services:
     not_ready: Callable[[], str | None]
     secrets_changed: Callable[[str], None]
     recovery_started: Callable[[], None]
-    statistics: Callable[[], Mapping[str, object]]
+    statistics: Callable[[], NodeStatistics]
     scrape: Callable[[str], tuple[bytes, str]]
     requests: RequestTally
     node_id: Callable[[], str]

@@ -1,14 +1,15 @@
 """The JSON of every object that the API shows, field by field in the order shown.
 
 JSON that came from a client is embedded as the bytes that are stored, never parsed. Instants are
-RFC 3339 with `Z` (contract 2.8). All functions are pure.
+RFC 3339 with `Z` (contract 2.8). A policy has exactly the fields of document A, deliveries and
+their attempts those of B, in their order. All functions are pure.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from primeflowd.api.answer import Answer
 from primeflowd.instants import Micros, rfc3339
@@ -16,8 +17,13 @@ from primeflowd.model import (
     ApiKey,
     Attempt,
     Batch,
+    BatchStatus,
     Delivery,
+    DeliveryStatus,
+    FailureReason,
     Item,
+    ItemStatus,
+    PolicySource,
     Recovery,
     RetryPolicy,
     SigningSecret,
@@ -25,6 +31,13 @@ from primeflowd.model import (
 from primeflowd.retry_policies import EffectivePolicy
 
 Shape: TypeAlias = msgspec.Struct | Mapping[str, object]
+
+# What the document of the API says of a field; encoding does not look at it.
+Id: TypeAlias = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+Time: TypeAlias = Annotated[
+    str, Meta(description="RFC 3339, in UTC", extra_json_schema={"format": "date-time"})
+]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
 
 encode: Final = msgspec.json.Encoder().encode
 
@@ -42,121 +55,128 @@ def page(shapes: Sequence[Shape], following: str | None) -> Answer:
 class BatchShape(msgspec.Struct, frozen=True):
     """A batch. `metadata` and `output` as the client gave them; null until known."""
 
-    id: str
+    id: Id
     org_id: str
     plan_id: str
     callback_url: str | None
-    status: str
+    status: BatchStatus
     metadata: Raw | None
     output: Raw | None
-    items_total: int | None
-    items_succeeded: int
-    items_failed: int
-    items_cancelled: int
+    items_total: Count | None
+    items_succeeded: Count
+    items_failed: Count
+    items_cancelled: Count
     cancellation_reason: str | None
-    created_at: str
-    started_at: str | None
-    completed_at: str | None
-    updated_at: str
+    created_at: Time
+    started_at: Time | None
+    completed_at: Time | None
+    updated_at: Time
 
 
 class ItemShape(msgspec.Struct, frozen=True):
     """An item of a batch."""
 
-    sequence_index: int
+    sequence_index: Count
     client_ref: str | None
-    status_code: str
+    status_code: ItemStatus
     input: Raw | None
     output: Raw | None
     error: Raw | None
-    updated_at: str
+    updated_at: Time
 
 
 class AttemptShape(msgspec.Struct, frozen=True):
-    """An attempt, in exactly B's fields."""
+    """One POST of a callback, on record."""
 
-    id: str
-    delivery_id: str
-    attempt_number: int
+    id: Id
+    delivery_id: Id
+    attempt_number: Count
     status_code: int | None
     response_body: str | None
-    response_time_ms: int
+    response_time_ms: Count
     error_message: str | None
-    created_at: str
+    created_at: Time
 
 
 class DeliveryShape(msgspec.Struct, frozen=True):
-    """A delivery, in exactly B's fields and order."""
+    """A callback on its way, or arrived, with every attempt on record."""
 
-    id: str
-    batch_id: str
+    id: Id
+    batch_id: Id
     callback_url: str
     payload_bytes: str
     payload: Raw
-    signing_secret_id: str | None
+    signing_secret_id: Id | None
     is_automatic: bool
-    status_code: str
-    failure_reason_code: str | None
+    status_code: DeliveryStatus
+    failure_reason_code: FailureReason | None
     failure_detail: str | None
-    attempt_count: int
-    max_attempts: int
-    next_attempt_at: str | None
-    created_at: str
-    updated_at: str
-    completed_at: str | None
+    attempt_count: Count
+    max_attempts: Count
+    next_attempt_at: Time | None
+    created_at: Time
+    updated_at: Time
+    completed_at: Time | None
     attempts: list[AttemptShape]
 
 
 class RecoveryShape(msgspec.Struct, frozen=True):
     """A bulk redelivery and how far it is: `redelivered` + `skipped` grow towards `matched`."""
 
-    id: str
+    id: Id
     org_id: str
-    status: str
-    since: str
-    until: str
+    status: Literal["running", "completed"]
+    since: Time
+    until: Time
     destination: str | None
-    failure_reason_code: str | None
-    matched: int
-    redelivered: int
-    skipped: int
-    created_at: str
-    completed_at: str | None
+    failure_reason_code: FailureReason | None
+    matched: Count
+    redelivered: Count
+    skipped: Count
+    created_at: Time
+    completed_at: Time | None
+
+
+class RecoveryStartedShape(msgspec.Struct, frozen=True):
+    """A bulk redelivery that was asked for; its progress can be read."""
+
+    id: Id
+    matched: Count
 
 
 class PolicyShape(msgspec.Struct, frozen=True):
-    """A retry policy, in exactly A's fields."""
+    """When a callback that failed is tried again."""
 
     org_id: str
     plan_id: str
     delays: tuple[str, ...]
-    max_retries: int
-    created_at: str
-    updated_at: str
+    max_retries: Count
+    created_at: Time
+    updated_at: Time
 
 
 class EffectivePolicyShape(msgspec.Struct, frozen=True):
     """The retry policy that a delivery made now would get, and where it comes from."""
 
-    source: str
+    source: PolicySource
     plan_id: str
     delays: tuple[str, ...]
-    max_retries: int
-    max_attempts: int
+    max_retries: Count
+    max_attempts: Count
 
 
 class SecretShape(msgspec.Struct, frozen=True):
     """A signing secret, without the secret."""
 
-    id: str
+    id: Id
     org_id: str
     key_prefix: str
     is_current: bool
     label: str | None
-    disabled_at: str | None
-    last_used_at: str | None
-    created_at: str
-    updated_at: str
+    disabled_at: Time | None
+    last_used_at: Time | None
+    created_at: Time
+    updated_at: Time
 
 
 class NewSecretShape(SecretShape, frozen=True):
@@ -165,16 +185,23 @@ class NewSecretShape(SecretShape, frozen=True):
     plain_secret: str
 
 
+class PublicKeyShape(msgspec.Struct, frozen=True):
+    """What verifies the signatures that the ed25519 signer makes with a secret."""
+
+    id: Id
+    public_key: str
+
+
 class KeyShape(msgspec.Struct, frozen=True):
     """An API key, without the key."""
 
-    id: str
+    id: Id
     org_id: str
     key_prefix: str
     scopes: tuple[str, ...]
     label: str | None
-    revoked_at: str | None
-    created_at: str
+    revoked_at: Time | None
+    created_at: Time
 
 
 class NewKeyShape(KeyShape, frozen=True):

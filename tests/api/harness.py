@@ -9,7 +9,7 @@ import msgspec
 
 from primeflowd.access_keys import new_key
 from primeflowd.api.app import App, create_app
-from primeflowd.api.services import Performer, Services
+from primeflowd.api.services import NodeStatistics, Performer, Services
 from primeflowd.config import Config
 from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
@@ -17,9 +17,23 @@ from primeflowd.keyring import Keyring
 from primeflowd.model import ApiKey, Attempt, Delivery
 from primeflowd.tallies import RequestTally
 from primeflowd.testing.factories import make_attempt
+from tests.api import documented
 from tests.node import ACME, NODE, HandClock, Node, open_node
 
 JSON = {"Content-Type": "application/json"}
+STATISTICS = NodeStatistics(
+    node_id=NODE,
+    is_eldest=True,
+    held=3,
+    waiting=2,
+    due=1,
+    sending=0,
+    storage_healthy=True,
+    storage_backlog=0,
+    commits=4,
+    operations=5,
+    attempts_not_announced=0,
+)
 
 
 class Api:
@@ -60,7 +74,7 @@ class Api:
             not_ready=lambda: self.unready,
             secrets_changed=self.changed.append,
             recovery_started=self._count_recovery,
-            statistics=lambda: {"held": 3},
+            statistics=lambda: STATISTICS,
             scrape=lambda accept: (b"# " + accept.encode(), "text/plain; charset=utf-8"),
             requests=self.requests,
             node_id=lambda: NODE,
@@ -92,19 +106,25 @@ class Api:
         headers: dict[str, str] | None = None,
         content: bytes | None = None,
     ) -> httpx.Response:
-        """Ask, as the admin of ACME unless another key is given; "" sends none."""
+        """Ask, as the admin of ACME unless another key is given; "" sends none.
+
+        Raises:
+            AssertionError: the answer is not what the OpenAPI document says of it.
+        """
         sent = {"X-Org-Id": ACME} if key is None else {}
         if key != "":
             sent["Authorization"] = f"Bearer {key or self.key}"
         if content is not None:
             sent |= JSON
-        return await self.client.request(
+        response = await self.client.request(
             method,
             path,
             json=body,
             content=content,
             headers=sent | (headers or {}),
         )
+        documented.check(method, response.request.url.path, response)
+        return response
 
     async def get(self, path: str, **more: Any) -> httpx.Response:
         return await self.call("GET", path, **more)

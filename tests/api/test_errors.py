@@ -100,6 +100,7 @@ async def test_unknown_routes(api: Api, method: str, path: str) -> None:
         ("PUT", BATCHES, {"GET", "HEAD", "OPTIONS", "POST"}),
         ("DELETE", "/v1/policies/retry/list", {"GET", "HEAD", "OPTIONS"}),
         ("GET", "/v1/batches/bulk/completion", {"OPTIONS", "POST"}),
+        ("GET", "/v1/batches/bulk", {"OPTIONS", "POST"}),
         ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
         ("BREW", BATCHES, {"GET", "HEAD", "OPTIONS", "POST"}),
     ],

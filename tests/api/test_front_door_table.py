@@ -89,6 +89,7 @@ TABLE = [
     param(get(start=b"OPTIONS /v1/batches HTTP/1.1"), ok(204), id="options"),
     param(get(start=b"DELETE /v1/batches HTTP/1.1"), ok(405), id="method-not-allowed"),
     param(get(start=b"TRACE /v1/batches HTTP/1.1"), ok(405), id="trace"),
+    param(get(start=b"QUERY /v1/batches HTTP/1.1"), ok(405), id="query-method"),
     param(get(start=b"GET /v1/batches HTTP/1.1"), ok(401), id="no-key"),
     param(get(start=b"GET /healthz HTTP/1.0", host=b""), bye(200), id="http-1.0"),
     param(

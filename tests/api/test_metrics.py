@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from primeflowd.api.app import ROUTES
+from primeflowd.api.routes import ROUTES
 from tests.api.harness import Api, problem
 from tests.api.wire import SERVERS, Serve, serving
 from tests.node import ACME
