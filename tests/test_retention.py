@@ -16,7 +16,7 @@ from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import BatchFilter, Page, Tx
 from primeflowd.instants import DAY, HOUR, MINUTE, SECOND, Micros
 from primeflowd.model import Batch
-from primeflowd.retention import CROWD, PATIENCE, ROWS, Retention
+from primeflowd.retention import CROWD, PATIENCE, PAUSE, ROWS, Retention
 from primeflowd.testing.conformance.base import store
 from primeflowd.testing.conformance.retention import at, ended, put_attempts
 from primeflowd.testing.factories import ORG, make_answer, make_attempt
@@ -253,6 +253,21 @@ async def test_it_waits_while_writes_wait(autojump_clock: MockClock) -> None:
         await trio.sleep(0.2)
         assert house.storage.statistics().backlog == CROWD + 2
         house.storage.resume()
+
+
+async def test_it_pauses_for_as_long_as_the_storage_is_slow(autojump_clock: MockClock) -> None:
+    """A step that took ten seconds is followed by forty without one."""
+    async with running() as house:
+        await store(house.storage, at(house.ago(31 * DAY)))
+        await trio.sleep(599)
+        house.storage.hold()
+        await trio.sleep(1 + 10)
+        before = house.storage.statistics().commits
+        house.storage.resume()
+        await trio.sleep(10 * PAUSE - 1)
+        assert house.storage.statistics().commits == before + 1
+        await trio.sleep(2)
+        assert not await house.batches()
 
 
 def _fresh(house: House, number: int) -> Batch:

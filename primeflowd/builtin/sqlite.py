@@ -168,9 +168,6 @@ def _engine(path: Path, busy_timeout: Micros, *, writes: bool) -> Engine:
         connection.execute("PRAGMA temp_store = MEMORY")
         if writes:
             connection.execute("PRAGMA cache_size = -16384")
-            # Some distributions' SQLite writes zeros over whatever is removed, which doubles what a
-            # purge writes. This does it where the page is written anyway.
-            connection.execute("PRAGMA secure_delete = FAST")
             connection.execute("PRAGMA journal_size_limit = 67108864")
         else:
             connection.execute("PRAGMA query_only = ON")
