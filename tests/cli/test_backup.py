@@ -230,6 +230,15 @@ def test_a_damaged_backup_is_refused(tmp_path: Path, storage: Path, primeflowd: 
     middle = len(whole) // 2 // 4096 * 4096
     file.write_bytes(whole[:middle] + os.urandom(40_960) + whole[middle + 40_960 :])
     unchanged(storage, primeflowd("restore", "copy.db"), "is damaged: notes")
+    file.write_bytes(whole)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, 'org_id', 'label')"
+            " WHERE name = 'keys_by_org'"
+        )
+        connection.commit()
+    unchanged(storage, primeflowd("restore", "copy.db"), "is damaged: keys: row 1 missing")
     file.write_bytes(b"SQLite format 3\0 not really")
     unchanged(storage, primeflowd("restore", "copy.db"), "copy.db")
     file.write_bytes(b"")
@@ -248,12 +257,14 @@ def test_a_backup_of_a_newer_primeflowd_is_refused(
     unchanged(storage, primeflowd("restore", "copy.db"), "newer primeflowd")
 
 
-def test_another_master_key_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_secret", [True, False])
+def test_another_master_key_is_refused(tmp_path: Path, has_secret: bool) -> None:
     """6.1: better now than when the first callback is to be signed."""
     with DaemonProcess(tmp_path / "daemon") as daemon:
         key = daemon.create_key("acme")
         with daemon.client(key) as client:
-            assert client.post("/v1/callback-secrets", json={}).status_code == 201
+            if has_secret:
+                assert client.post("/v1/callback-secrets", json={}).status_code == 201
         daemon.command("backup", str(tmp_path / "copy.db"))
         assert daemon.terminate() == 0
     with DaemonProcess(tmp_path / "other") as other:

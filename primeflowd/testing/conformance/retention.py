@@ -4,7 +4,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from primeflowd.hookspecs import BatchFilter, BatchPosition, Page, Removed, Storage, Tx
+from primeflowd.hookspecs import (
+    BatchFilter,
+    BatchPosition,
+    DeliveryFilter,
+    Page,
+    Removed,
+    Storage,
+    Tx,
+)
 from primeflowd.instants import MILLISECOND, Micros
 from primeflowd.model import Attempt, Batch, Delivery, first_id, new_id
 from primeflowd.testing.conformance.base import (
@@ -122,7 +130,7 @@ class RetentionPromises(Conformance):
         async with self.open() as storage:
             many = [at(NOW + k % 2, org_id=f"{k:05}") for k in range(2_500)]
             await store(storage, *many)
-            found = await expired(storage, NOW + 1)
+            found = await expired(storage, NOW + 1, 5_000)
             assert found == [(b.org_id, b.id) for b in many if b.created_at == NOW]
 
     async def test_a_batch_goes_with_all_that_is_its(self) -> None:
@@ -223,6 +231,26 @@ class RetentionPromises(Conformance):
             assert sum(step.items for step in steps) == 30
             assert sum(step.deliveries for step in steps) == 15
             assert len(steps) > 5
+
+    async def test_a_batch_outlasts_its_deliveries(self) -> None:
+        """Cut short after any step, nothing is left behind that belongs to no batch."""
+        async with self.open() as storage:
+            small, large = at(NOW, org_id="a"), at(NOW, org_id="a")
+            await store(storage, small, ended(small), large, *(ended(large) for _ in range(12)))
+            asked = [("a", small.id), ("a", large.id)]
+            complete = False
+            while not complete:
+                gone = await storage.write(lambda tx: tx.remove_batches(asked, NOW + 1, 5))
+                complete = gone.complete
+                assert gone.deliveries > 0
+
+                def look(tx: Tx) -> None:
+                    for batch in (small, large):
+                        kept = tx.deliveries("a", DeliveryFilter(batch_id=batch.id), Page(99))
+                        assert not kept or tx.batch("a", batch.id) == batch
+
+                await storage.read(look)
+            assert await storage.read(lambda tx: tx.batches("a", BatchFilter(), Page(9))) == []
 
     async def test_bodies_are_found_in_steps(self) -> None:
         """In the order in which deliveries were made, up to the young ones."""
