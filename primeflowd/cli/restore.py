@@ -90,6 +90,9 @@ def _put_in_place(draft: Path, database: Path, aside: Path) -> None:
     # Once more: copying took a while.
     sqlite_file.refuse_users(database)
     try:
+        # Whose daemon it is, where root does this.
+        owner = (database if database.exists() else database.absolute().parent).stat()
+        os.chown(draft, owner.st_uid, owner.st_gid)
         if database.exists():
             # At no instant is there none, for which a daemon would make an empty one.
             aside.unlink(missing_ok=True)

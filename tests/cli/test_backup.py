@@ -211,6 +211,19 @@ def test_a_restore_where_nothing_was(tmp_path: Path, storage: Path, primeflowd: 
     assert not storage.with_name("primeflowd.db.before-restore").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_restore_leaves_the_file_to_whose_it_was(storage: Path, primeflowd: Run) -> None:
+    """Root restores, the daemon runs as somebody else."""
+    assert primeflowd("backup", "copy.db").returncode == 0
+    os.chown(storage.parent, 12_345, 12_345)
+    os.chown(storage, 12_346, 12_346)
+    assert primeflowd("restore", "copy.db").returncode == 0
+    assert storage.stat().st_uid == storage.stat().st_gid == 12_346
+    storage.unlink()
+    assert primeflowd("restore", "copy.db", "--force").returncode == 0
+    assert storage.stat().st_uid == storage.stat().st_gid == 12_345
+
+
 def unchanged(storage: Path, result: object, says: str) -> None:
     assert getattr(result, "returncode", None) == 1
     assert says in getattr(result, "stderr", "")
