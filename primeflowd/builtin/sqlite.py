@@ -216,10 +216,11 @@ def _set_wal(path: Path, busy_timeout: Micros) -> None:
     new file: one that was made otherwise has to be made anew, as `primeflowd restore` does."""
     deadline = time.monotonic() + busy_timeout / SECOND
     with closing(sqlite3.connect(path, timeout=busy_timeout / SECOND)) as connection:
-        # Before the first page is written, which putting it into WAL mode does.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         while True:
             try:
+                if connection.execute("PRAGMA page_count").fetchone() == (0,):
+                    # Before the first page is written, which putting it into WAL mode does.
+                    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
                 break
             except sqlite3.OperationalError as error:
