@@ -41,8 +41,8 @@ LOOKED_AT: Final = 1_000
 GIVEN_BACK: Final = 64 * 4096
 """Bytes given back to the file system in one transaction."""
 
-PAUSE: Final = 4
-"""A step is followed by a pause of so many times what it took: the writer has at least four fifths
+PAUSE: Final = 9
+"""A step is followed by a pause of so many times what it took: the writer has at least nine tenths
 of its time for callbacks."""
 
 CROWD: Final = 100

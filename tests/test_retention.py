@@ -256,7 +256,7 @@ async def test_it_waits_while_writes_wait(autojump_clock: MockClock) -> None:
 
 
 async def test_it_pauses_for_as_long_as_the_storage_is_slow(autojump_clock: MockClock) -> None:
-    """A step that took ten seconds is followed by forty without one."""
+    """A step that took ten seconds is followed by ninety without one."""
     async with running() as house:
         await store(house.storage, at(house.ago(31 * DAY)))
         await trio.sleep(599)
