@@ -19,6 +19,7 @@ from msgspec import Meta, field
 
 from primeflowd.durations import Duration, InvalidDuration, parse_delay
 from primeflowd.errors import ConfigError
+from primeflowd.instants import DAY, SECOND
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -186,6 +187,35 @@ class DeliverySettings(_Section, frozen=True):
     default_policy: DefaultPolicy = field(default_factory=DefaultPolicy)
 
 
+class RetentionSettings(_Section, frozen=True):
+    """How long what is over is kept."""
+
+    batches: Annotated[
+        Duration,
+        Meta(
+            description="how long an ended batch is kept after the last that happened to it or to "
+            "its callback, with its items, deliveries and attempts; 0s keeps it for ever"
+        ),
+    ] = Duration("30d")
+    response_bodies: Annotated[
+        Duration,
+        Meta(
+            description="how long the body of a receiver's answer is kept, if not as long as its "
+            "batch; 0s keeps it as long"
+        ),
+    ] = Duration("7d")
+    answers: Annotated[
+        Duration,
+        Meta(
+            description="how long the answer to a request with an Idempotency-Key is kept; it is "
+            "given again for 24h, however long it is kept"
+        ),
+    ] = Duration("24h")
+    every: Annotated[Duration, Meta(description="how long after a purge the next one begins")] = (
+        Duration("10m")
+    )
+
+
 class Signing(_Section, frozen=True):
     """How callbacks are signed."""
 
@@ -256,6 +286,7 @@ class Config(_Section, frozen=True):
     api: Api = field(default_factory=Api)
     storage: StorageSettings = field(default_factory=StorageSettings)
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     signing: Signing = field(default_factory=Signing)
     drain: Drain = field(default_factory=Drain)
     secrets: Secrets = field(default_factory=Secrets)
@@ -424,6 +455,10 @@ def _check(config: Config, origin: str) -> None:
     for key, least in _LEAST:
         if getattr(config.delivery, key).micros < least.micros:
             raise ConfigError(f"{origin}: delivery.{key}: expected at least {least.text}")
+    if config.retention.answers.micros < DAY:
+        raise ConfigError(f"{origin}: retention.answers: expected at least 24h")
+    if config.retention.every.micros < SECOND:
+        raise ConfigError(f"{origin}: retention.every: expected at least 1s")
     if not config.signing.hmac_prefix.isprintable() or not config.signing.hmac_prefix.isascii():
         raise ConfigError(f"{origin}: signing.hmac_prefix: printable ASCII only")
 

@@ -101,6 +101,7 @@ async def _serve(node: Node) -> None:
         holding = [with_scope(node.transport.run), with_scope(node.lease.run)]
         scheduling = with_scope(node.scheduler.run)
         chores = [with_scope(node.recoveries.run), with_scope(node.housekeeping.run)]
+        chores.append(with_scope(node.retention.run))
         chores.append(with_scope(partial(watch_loop, node.loop_lags)))
         nursery.start_soon(node.announcer.run)
         sent = trio.Event()

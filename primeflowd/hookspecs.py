@@ -107,6 +107,20 @@ class Renewal(msgspec.Struct, frozen=True):
     is_eldest: bool
 
 
+BatchPosition: TypeAlias = tuple[str, Micros, str]
+"""A place in the order of (`org_id`, `created_at`, `id`)."""
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """How many rows are gone; `complete` is False if there were more than were asked for."""
+
+    batches: int = 0
+    items: int = 0
+    deliveries: int = 0
+    attempts: int = 0
+    complete: bool = True
+
+
 class Tx(Protocol):
     """The statements of one transaction. Synchronous; runs in a thread of the storage's choice.
 
@@ -283,6 +297,46 @@ class Tx(Protocol):
 
     def sealed_answers(self) -> list[StoredAnswer]: ...
     def delete_answers(self, created_before: Micros, limit: int) -> int: ...
+
+    # Retention. Of each pair the first looks, and may do so on a reader's snapshot; the second
+    # looks again, so that two nodes may do it at once and what came to life meanwhile stays.
+    def expired_batches(
+        self, before: Micros, after: BatchPosition | None, limit: int
+    ) -> tuple[list[tuple[str, str]], BatchPosition | None]:
+        """Of the next `limit` batches that were made before `before`, the (org, id) of those that
+        ended and have not changed since; and where to go on, None at the end.
+
+        What was made later must not make this slow, however much it is, nor may many orgs.
+        """
+        ...
+
+    def remove_batches(
+        self, batches: Sequence[tuple[str, str]], before: Micros, limit: int
+    ) -> Removed:
+        """Remove ended batches that nothing has happened to since `before`, each with its items,
+        deliveries and attempts: about `limit` rows.
+
+        One with a delivery that is in flight, claimed or younger stays. One of more rows than that
+        is removed over several calls, itself last.
+        """
+        ...
+
+    def old_bodies(self, before: Micros, after: str, limit: int) -> tuple[list[str], str | None]:
+        """Of the next `limit` attempts, in the order of their deliveries' ids, the deliveries that
+        have one with a response body from before `before`; and the id to go on from, None at the
+        end. An attempt is younger than its delivery, whose id begins with the instant at which it
+        was made: what comes later is not looked at."""
+        ...
+
+    def forget_bodies(self, delivery_ids: Collection[str], before: Micros) -> int:
+        """Set the response bodies of these deliveries' attempts from before `before` to null."""
+        ...
+
+    def give_back(self, octets: int) -> int:
+        """Give unused space back to the file system, about so much; how much is left to give. 0
+        only asks, and may be asked of a reader. A storage that does it by itself, or keeps it for
+        what is to come, has none."""
+        ...
 
     # Bulk redelivery
     def recovery(self, org_id: str, recovery_id: str) -> Recovery | None: ...

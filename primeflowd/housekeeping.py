@@ -1,10 +1,8 @@
-"""Small recurring chores: probing a failed storage, purging old answers, last use of secrets.
+"""Small recurring chores: probing a failed storage, last use of secrets.
 
 Each chore is one short transaction at a time, so that none holds up a callback. While storage is
 out of reach the chores fail quietly, but for the probe, whose success makes the node ready again.
 """
-
-from collections.abc import Callable
 
 import structlog
 import trio
@@ -12,32 +10,19 @@ import trio
 from primeflowd.clock import Clock
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
-from primeflowd.instants import DAY, Micros, rfc3339
+from primeflowd.instants import rfc3339
 from primeflowd.signing import Signatures
 
 log = structlog.get_logger()
 
-ANSWER_LIFETIME: Micros = DAY
-"""How long the answer to an idempotency key is kept (contract 2.6)."""
-
 _PROBE_EVERY = 1.0
 _FLUSH_EVERY = 60.0
-_PURGE_EVERY = 600.0
-_PURGE_AT_ONCE = 500
 
 
 class Housekeeping:
     """The service that does the chores."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        signatures: Signatures,
-        clock: Clock,
-        is_eldest: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """`is_eldest`: of several nodes only one purges for all."""
-        self._is_eldest = is_eldest
+    def __init__(self, storage: Storage, signatures: Signatures, clock: Clock) -> None:
         self._storage = storage
         self._signatures = signatures
         self._clock = clock
@@ -47,7 +32,6 @@ class Housekeeping:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._probe)
             nursery.start_soon(self._flush)
-            nursery.start_soon(self._purge)
 
     async def _probe(self) -> None:
         """Write something small while storage is unhealthy: only a commit shows that it is back."""
@@ -79,18 +63,3 @@ class Housekeeping:
                 await self._signatures.flush_last_used()
             except StorageUnavailable as error:
                 log.debug("last_use_not_stored", error=str(error))
-
-    async def _purge(self) -> None:
-        while True:
-            await trio.sleep(_PURGE_EVERY)
-            if not self._is_eldest():
-                continue
-            forgotten = _PURGE_AT_ONCE
-            try:
-                while forgotten == _PURGE_AT_ONCE:
-                    forgotten = await self._storage.write(self._forget_answers)
-            except StorageUnavailable as error:
-                log.debug("answers_not_purged", error=str(error))
-
-    def _forget_answers(self, tx: Tx) -> int:
-        return tx.delete_answers(self._clock.now() - ANSWER_LIFETIME, _PURGE_AT_ONCE)

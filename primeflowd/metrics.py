@@ -64,6 +64,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             destination, with a sender. `held_limit` bounds all of them.
         senders: how many there are.
         plugin_failures: by plugin and hook.
+        removed: rows that were old, by kind. `purged_at`: when the last purge that left nothing
+            old began; None before the first.
     """
 
     now: Micros
@@ -86,6 +88,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     requests: RequestTally
     plugin_failures: Mapping[tuple[str, str], int]
     not_announced: int
+    removed: Mapping[str, int]
+    purged_at: Micros | None
 
 
 class Metrics:
@@ -218,6 +222,17 @@ def _of_storage(reading: Reading) -> Iterator[Metric]:
         "storage_operations_total", "Operations in them.", (), [((), storage.operations)]
     )
     yield _counter("storage_failures_total", "Failed commits.", (), [((), storage.failures)])
+    yield _counter(
+        "removed_total",
+        "Rows that were old, and removed.",
+        ("kind",),
+        [((kind,), count) for kind, count in reading.removed.items()],
+    )
+    yield _gauge(
+        "purged_timestamp_seconds",
+        "When the last purge that left nothing old began, 0 before the first.",
+        (reading.purged_at or 0) / SECOND,
+    )
     yield _gauge("lease_held", "1 while the node may act on its claims.", reading.lease_held)
     yield _gauge("eldest", "1 if it does the chores of all nodes.", reading.is_eldest)
 

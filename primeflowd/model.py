@@ -24,7 +24,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 import uuid_utils
 
-from primeflowd.instants import Micros
+from primeflowd.instants import MILLISECOND, Micros
 
 BatchStatus: TypeAlias = Literal[
     "queued", "running", "succeeded", "failed", "partial_succeeded", "cancelled"
@@ -58,6 +58,12 @@ OPERATOR_ORG: Final = "*"
 def new_id() -> str:
     """A fresh UUIDv7 in canonical text; ids made later by one process sort later."""
     return str(uuid_utils.uuid7())
+
+
+def first_id(at: Micros) -> str:
+    """What every id made at `at` or later sorts after, and none made a millisecond before."""
+    milliseconds = at // MILLISECOND
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7"
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

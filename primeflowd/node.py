@@ -18,6 +18,7 @@ from primeflowd.lease import Lease
 from primeflowd.metrics import Metrics, Reading
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
+from primeflowd.retention import Retention
 from primeflowd.scheduler import Scheduler
 from primeflowd.sender import Senders
 from primeflowd.service_manager import ServiceManager
@@ -80,7 +81,8 @@ class Node:
             lease=lease,
         )
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
-        self.housekeeping = Housekeeping(storage, self.signatures, clock, self._is_eldest)
+        self.housekeeping = Housekeeping(storage, self.signatures, clock)
+        self.retention = Retention(storage, config.retention, clock, self._is_eldest)
         lease.on_lapsed = self.transport.cut_short
         lease.on_lost = self._lost
         lease.on_freed = self.scheduler.rouse
@@ -185,4 +187,6 @@ class Node:
             requests=self.requests,
             plugin_failures=self.plugins.failures,
             not_announced=self.announcer.not_announced,
+            removed=self.retention.removed,
+            purged_at=self.retention.purged_at,
         )

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from primeflowd.config import DeliverySettings
-from primeflowd.errors import Overloaded, StateRefused, StorageUnavailable
+from primeflowd.errors import NotFound, Overloaded, StateRefused, StorageUnavailable
 from primeflowd.hookspecs import DeliveryFilter, Page, Storage, Tx
 from primeflowd.instants import Micros
 from primeflowd.intake import Intake
@@ -138,7 +138,7 @@ def _redeliver_page(unit: Unit, org_id: str, recovery_id: str, size: int) -> tup
         if _wants_redelivery(unit.tx, job, delivery):
             try:
                 redeliver(unit, job.org_id, delivery.batch_id)
-            except StateRefused:
+            except (NotFound, StateRefused):
                 continue
             made += 1
     job = msgspec.structs.replace(
@@ -155,9 +155,10 @@ def _redeliver_page(unit: Unit, org_id: str, recovery_id: str, size: int) -> tup
 
 def _wants_redelivery(tx: Tx, job: Recovery, delivery: Delivery) -> bool:
     """Not if the batch has got through since, is on its way, or was redelivered by this job."""
-    latest = tx.deliveries(job.org_id, DeliveryFilter(batch_id=delivery.batch_id), Page(1))[0]
-    # By id: of two made within a microsecond, the id still tells which came later.
-    return latest.status == "failed" and latest.id < job.id
+    latest = tx.deliveries(job.org_id, DeliveryFilter(batch_id=delivery.batch_id), Page(1))
+    # Another node may have removed an old batch just now. By id: of two made within a microsecond,
+    # the id still tells which came later.
+    return bool(latest) and latest[0].status == "failed" and latest[0].id < job.id
 
 
 def _window(job: Recovery) -> DeliveryFilter:

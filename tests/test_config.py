@@ -23,6 +23,7 @@ ALL_TABLES = {
     "delivery",
     "delivery.egress",
     "delivery.default_policy",
+    "retention",
     "signing",
     "drain",
     "secrets",
@@ -116,7 +117,7 @@ def test_a_file_sets_what_it_names_and_nothing_else(file: Path) -> None:
         (
             "stat_directory = ''",
             r"stat_directory: unknown key; known here: state_directory, api, storage, delivery, "
-            r"signing, drain, secrets, log, plugins$",
+            r"retention, signing, drain, secrets, log, plugins$",
         ),
         ("[delivry]", r"delivry: unknown key; .*\bdelivery\b"),
         ("[api]\nbnd = ''", r"api\.bnd: unknown key; known here: bind, server, "),
@@ -231,6 +232,8 @@ def test_a_wrong_type_is_named_with_the_right_one(file: Path, text: str, says: s
             "[delivery.default_policy]\ndelays = []\nmax_retries = 1",
             "delivery.default_policy.max_retries: must be 0 where there are no delays",
         ),
+        ("[retention]\nanswers = '23h'", "retention.answers: expected at least 24h"),
+        ("[retention]\nevery = '0s'", "retention.every: expected at least 1s"),
         ('[signing]\nhmac_prefix = "a\\nb"', "signing.hmac_prefix: printable ASCII only"),
         ("[signing]\nhmac_prefix = 'é'", "signing.hmac_prefix: printable ASCII only"),
         (

@@ -1,4 +1,4 @@
-"""The chores: a failed storage is probed, old answers go, last uses are written down."""
+"""The chores: a failed storage is probed, last uses are written down."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,12 +16,12 @@ from primeflowd.config import DefaultPolicy
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Tx
 from primeflowd.housekeeping import Housekeeping
-from primeflowd.instants import DAY, SECOND, rfc3339
+from primeflowd.instants import SECOND, rfc3339
 from primeflowd.keyring import Keyring
 from primeflowd.model import SigningSecret
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
-from primeflowd.testing.factories import ORG, make_answer, make_delivery
+from primeflowd.testing.factories import ORG, make_delivery
 from primeflowd.unit import Unit
 
 KEYRING = Keyring(bytes(32))
@@ -100,62 +100,6 @@ async def test_a_storage_that_somebody_else_found_well_is_told_of(
             await trio.sleep(30)
         assert [entry["event"] for entry in logs] == ["storage_recovered"]
         assert await house.storage.read(lambda tx: tx.note("last_probe")) is None
-
-
-# Answers
-
-
-async def answer_exists(house: House, key: str) -> bool:
-    return await house.storage.read(
-        lambda tx: tx.answer(ORG, "POST", "/v1/batches", key) is not None
-    )
-
-
-async def test_answers_live_for_a_day(autojump_clock: MockClock) -> None:
-    """2.6: kept for 24 h, gone soon after."""
-    async with running() as house:
-        now = house.clock.now()
-        ages = {"old": DAY + SECOND, "almost": DAY - 700 * SECOND, "new": 0}
-
-        def put(tx: Tx) -> None:
-            for key, age in ages.items():
-                tx.put_answer(make_answer(key=key, created_at=now - age))
-
-        await house.storage.write(put)
-        await trio.sleep(601)
-        assert [key for key in ages if await answer_exists(house, key)] == ["almost", "new"]
-        await trio.sleep(600)
-        assert [key for key in ages if await answer_exists(house, key)] == ["new"]
-
-
-async def test_many_answers_go_at_once_in_small_transactions(autojump_clock: MockClock) -> None:
-    """2.6: no purge holds up a callback; none leaves a backlog."""
-    async with running() as house:
-        created_at = house.clock.now() - 2 * DAY
-        keys = [str(number) for number in range(1200)]
-
-        def put(tx: Tx) -> None:
-            for key in keys:
-                tx.put_answer(make_answer(key=key, created_at=created_at))
-
-        await house.storage.write(put)
-        before = house.storage.statistics().commits
-        await trio.sleep(601)
-        assert not any([await answer_exists(house, key) for key in keys])
-        assert house.storage.statistics().commits == before + 3
-
-
-async def test_a_purge_that_fails_is_made_up_for(autojump_clock: MockClock) -> None:
-    """2.6"""
-    async with running() as house:
-        answer = make_answer(created_at=house.clock.now() - 2 * DAY)
-        await house.storage.write(lambda tx: tx.put_answer(answer))
-        house.storage.fail_with = BROKEN
-        await trio.sleep(601)
-        house.storage.fail_with = None
-        assert await answer_exists(house, answer.key)
-        await trio.sleep(600)
-        assert not await answer_exists(house, answer.key)
 
 
 # Last use

@@ -49,6 +49,8 @@ def reading(**changes: Any) -> Reading:
         "requests": requests,
         "plugin_failures": {("archive", "attempts_recorded"): 1},
         "not_announced": 6,
+        "removed": {"batches": 8, "answers": 0},
+        "purged_at": 900 * SECOND,
     }
     return Reading(**values | changes)
 
@@ -90,11 +92,13 @@ def test_plain_numbers() -> None:
         "lease_held": 1,
         "eldest": 0,
         "attempts_not_announced_total": 6,
+        "purged_timestamp_seconds": 900,
     }
     assert {name: samples(given, name)[()] for name in expected} == expected
     assert samples(given, "held_deliveries") == {("waiting",): 5, ("due",): 3, ("sending",): 1}
     assert samples(given, "connections") == {("idle",): 3, ("in_use",): 2}
     assert samples(given, "plugin_failures_total") == {("attempts_recorded", "archive"): 1}
+    assert samples(given, "removed_total") == {("batches",): 8, ("answers",): 0}
     assert samples(given, "api_requests_total") == {("POST", "/v1/batches", "2xx"): 1}
 
 

@@ -1,6 +1,6 @@
 """The statements of a storage in memory: all of Tx, of which leases and orders are here."""
 
-from primeflowd.builtin.memory_queue import MemoryQueue
+from primeflowd.builtin.memory_retention import MemoryRetention
 from primeflowd.clock import Clock
 from primeflowd.errors import UniqueViolation
 from primeflowd.hookspecs import Renewal
@@ -8,7 +8,7 @@ from primeflowd.instants import Micros
 from primeflowd.model import Delivery
 
 
-class MemoryTx(MemoryQueue):
+class MemoryTx(MemoryRetention):
     """`clock` is the storage's: what every node goes by."""
 
     def __init__(self, clock: Clock) -> None:

@@ -222,13 +222,16 @@ def _opening(path: Path) -> Iterator[None]:
 
 
 def _set_wal(path: Path, busy_timeout: Micros) -> None:
-    """Put the file into WAL mode; it stays so. Nothing to do but for a new file."""
+    """Put the file into WAL mode, and have it give space back; it stays so. Nothing to do but for a
+    new file: one that was made otherwise has to be made anew, as `primeflowd restore` does."""
     deadline = time.monotonic() + busy_timeout / SECOND
     with closing(sqlite3.connect(path, timeout=busy_timeout / SECOND)) as connection:
         while True:
             try:
-                # Of a file that is not empty any more it stays as it is.
-                connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+                if connection.execute("PRAGMA page_count").fetchone() == (0,):
+                    # Before the first page is written, which putting it into WAL mode does.
+                    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+                    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
                 break
             except sqlite3.OperationalError as error:

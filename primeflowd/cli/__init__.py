@@ -20,6 +20,8 @@ _COMMANDS: Final = {
     "secrets": "primeflowd.cli.secrets:secrets",
     "migrate": "primeflowd.cli.migrate:migrate",
     "copy-storage": "primeflowd.cli.copy_storage:copy_storage",
+    "backup": "primeflowd.cli.backup:backup",
+    "restore": "primeflowd.cli.restore:restore",
     "deliveries": "primeflowd.cli.deliveries:deliveries",
     "batches": "primeflowd.cli.batches:batches",
     "policies": "primeflowd.cli.policies:policies",

@@ -18,18 +18,21 @@ _INTERVAL: Final = 10.0
 
 
 class Progress:
-    """Of a job over so many rows in several tables, of which some may be done already."""
+    """Of a job over so many rows in several tables (or what `unit` says), of which some may be done
+    already."""
 
     def __init__(
         self,
         doing: str,
         total: int,
         done: int = 0,
+        unit: str = "rows",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._doing = doing
         self._total = total
         self._done = done
+        self._unit = unit
         self._monotonic = monotonic
         self._began = monotonic()
         self._table = ""
@@ -66,11 +69,11 @@ class Progress:
         parts = [filesize.decimal(octets), *self._pace(rows)]
         if self._bar is not None:
             # The bar itself tells which part of the whole it is.
-            state = ", ".join([f"{rows:,} rows", *parts])
+            state = ", ".join([f"{rows:,} {self._unit}", *parts])
             self._bar.update(self._bar.task_ids[0], description=table, completed=rows, state=state)
         elif table != self._table or self._monotonic() - self._told >= _INTERVAL:
             self._told = self._monotonic()
-            state = ", ".join([f"{rows:,} of {self._total:,} rows", *parts])
+            state = ", ".join([f"{rows:,} of {self._total:,} {self._unit}", *parts])
             click.echo(f"{self._doing} {table}: {state}", err=True)
         self._table = table
 
@@ -80,4 +83,4 @@ class Progress:
             return []
         rate = (rows - self._done) / elapsed
         left = timedelta(seconds=round(max(self._total - rows, 0) / rate))
-        return [f"{rate:,.0f} rows/s", f"{left} left"]
+        return [f"{rate:,.0f} {self._unit}/s", f"{left} left"]

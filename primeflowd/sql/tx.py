@@ -5,6 +5,7 @@ from primeflowd.sql.tx_batches import BatchStatements
 from primeflowd.sql.tx_deliveries import DeliveryStatements
 from primeflowd.sql.tx_nodes import NodeStatements
 from primeflowd.sql.tx_queue import QueueStatements
+from primeflowd.sql.tx_retention import RetentionStatements
 from primeflowd.sql.tx_shape import ShapeStatements
 
 
@@ -15,5 +16,6 @@ class SqlTx(
     ShapeStatements,
     NodeStatements,
     AccessStatements,
+    RetentionStatements,
 ):
     """One transaction; see session.py for how it defers, undoes and fails."""

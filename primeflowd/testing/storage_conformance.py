@@ -28,6 +28,7 @@ from primeflowd.testing.conformance.callers import CallerPromises
 from primeflowd.testing.conformance.deliveries import DeliveryPromises
 from primeflowd.testing.conformance.nodes import NodePromises
 from primeflowd.testing.conformance.queue import QueuePromises
+from primeflowd.testing.conformance.retention import RetentionPromises
 from primeflowd.testing.conformance.sharing import SharingPromises
 from primeflowd.testing.conformance.writes import WritePromises
 
@@ -40,6 +41,7 @@ class StorageConformance(
     QueuePromises,
     NodePromises,
     AccessPromises,
+    RetentionPromises,
 ):
     """Subclass it, give it open(), and set `durable` to False if nothing outlives a close."""
 

@@ -1,8 +1,9 @@
 """`python -m tests.benchmarks`: what one callback costs, beside what else one would build with.
 
-Without a flag: the comparison, in less than ten minutes, into `results/`. `--growth` and `--soak`
-are measurements of their own. Two cores are needed, and a quiet machine if the figures are to mean
-anything. A run in which a callback is lost or repeated fails, says so, and writes no report.
+Without a flag: the comparison, in less than ten minutes, into `results/`. `--growth`, `--purge`
+and `--soak` are measurements of their own. Two cores are needed, and a quiet machine if the figures
+are to mean anything. A run in which a callback is lost or repeated fails, says so, and writes no
+report.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import compare, growth, report, setup, soak
+from tests.benchmarks import compare, growth, purge, report, setup, soak
 from tests.benchmarks.rounds import Plan
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,6 +27,10 @@ def options(argv: list[str]) -> argparse.Namespace:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--setup", action="store_true", help="install what contenders need first")
     kind.add_argument("--growth", action="store_true", help="with 0 to 10,000,000 rows of history")
+    kind.add_argument(
+        "--purge", type=int, nargs="?", const=purge.ROWS, metavar="ROWS",
+        help="while so many old rows are removed (default: 1,000,000)",
+    )  # fmt: skip
     kind.add_argument(
         "--soak", type=float, nargs="?", const=30.0, metavar="MINUTES",
         help="at 70 %% load, with failing and hanging receivers (default: 30)",
@@ -69,6 +74,9 @@ def main() -> None:
         growth.run(
             plan, [*given.history], given.waiting, given.disk, given.cache, given.output, command
         )
+        return
+    if given.purge is not None:
+        purge.run(plan, given.purge, given.disk, given.cache, given.output, command)
         return
     if given.soak is not None:
         soak.run(given.soak, given.disk, given.cache, given.output, command)

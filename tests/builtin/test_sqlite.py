@@ -17,7 +17,8 @@ from primeflowd.errors import OperatorError, SchemaTooNew, StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import MILLISECOND
 from primeflowd.testing.conformance.base import store
-from primeflowd.testing.factories import make_batch, make_delivery
+from primeflowd.testing.conformance.retention import at
+from primeflowd.testing.factories import NOW, ORG, make_batch, make_delivery
 from primeflowd.testing.storage_conformance import SharedStorageConformance
 
 
@@ -41,6 +42,10 @@ def path(tmp_path: Path) -> Path:
 def pragma(tx: Tx, name: str) -> object:
     """What a connection of the storage says of itself; no plugin-neutral way to ask."""
     return tx._connection.exec_driver_sql(f"PRAGMA {name}").scalar()  # type: ignore[attr-defined]
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
 
 
 async def read_line(process: trio.Process) -> bytes:
@@ -125,6 +130,42 @@ async def test_closing_leaves_one_complete_file(path: Path) -> None:
         visitor.execute("SELECT count(*) FROM batches").fetchone()
     with closing(visitor), closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as alone:
         assert alone.execute("SELECT id FROM batches").fetchall() == [(batch.id,)]
+
+
+async def test_space_that_was_removed_is_given_back(path: Path) -> None:
+    """In steps, while it is in use; all but a tenth, which will be needed again."""
+    async with open_sqlite(path, "node-1") as storage:
+        batches = [at(NOW, output=b"x" * 20_000) for _ in range(500)]
+        await store(storage, *batches)
+        assert await storage.read(lambda tx: tx.give_back(0)) == 0
+        full = size(path)
+        old = [(batch.org_id, batch.id) for batch in batches[:-1]]
+        removed = await storage.write(lambda tx: tx.remove_batches(old, NOW + 1, 1_000))
+        assert removed.batches == 499
+        left = await storage.read(lambda tx: tx.give_back(0))
+        assert left > 0.8 * full
+        steps = 0
+        while left:
+            left = await storage.write(lambda tx: tx.give_back(1_000_000))
+            steps += 1
+        assert 5 < steps < 20
+        assert await storage.read(lambda tx: tx.batch(ORG, batches[-1].id)) == batches[-1]
+    assert size(path) < 0.2 * full
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_file_that_gives_nothing_back_is_left_alone(path: Path) -> None:
+    """It was made before; `primeflowd restore` makes one that does."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    async with open_sqlite(path, "node-1") as storage:
+        assert await storage.write(lambda tx: pragma(tx, "auto_vacuum")) == 0
+        batches = [at(NOW, output=b"x" * 20_000) for _ in range(500)]
+        await store(storage, *batches)
+        old = [(batch.org_id, batch.id) for batch in batches]
+        await storage.write(lambda tx: tx.remove_batches(old, NOW + 1, 1_000))
+        assert await storage.read(lambda tx: tx.give_back(0)) == 0
 
 
 async def test_killed_process_loses_nothing_that_it_was_told_is_stored(path: Path) -> None:

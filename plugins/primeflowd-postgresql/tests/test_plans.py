@@ -310,3 +310,14 @@ def test_statistics_of_a_quiet_time(server: Server, database: str, url: str) -> 
     writes = [plan for plan in plans if plan.startswith("Update")]
     assert len(writes) == 2 + len(HOT)
     assert [plan for plan in writes if "_pkey" not in plan] == []
+
+
+def test_retention_reads_what_is_old(tx: SqlTx, plans: Plans) -> None:
+    """Nothing of what is kept, however much that is."""
+    found, position = tx.expired_batches(NOW - FINISHED + 1_000, None, 100)
+    assert len(found) == 100
+    tx.expired_batches(NOW - FINISHED + 1_000, position, 100)
+    tx.remove_batches(found, NOW, 300)
+    ids, _ = tx.old_bodies(NOW + 1, "", 100)
+    tx.forget_bodies(ids, NOW + 1)
+    assert [plan for plan in plans if "Seq Scan" in plan] == []

@@ -10,6 +10,7 @@ _PARTS = (
     "deliveries",
     "nodes",
     "queue",
+    "retention",
     "sharing",
     "writes",
 )

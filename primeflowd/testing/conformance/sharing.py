@@ -3,6 +3,7 @@ of two that want the same, one gets it."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from operator import methodcaller
 
 import trio
@@ -79,6 +80,28 @@ class SharingPromises(Conformance):
             assert sorted(got[NODE] + got[OTHER_NODE]) == sorted(d.id for d in deliveries)
             for node_id, ids in got.items():
                 assert await storages[0].read(methodcaller("claimed", node_id)) == set(ids)
+
+    async def test_what_is_redelivered_is_not_removed(self) -> None:
+        """4.5, 4.9: of a purge and a redelivery that meet, the later finds what the first did."""
+        async with self.open_both() as (first, second):
+            for _ in range(ROUNDS):
+                batches = [make_batch() for _ in range(9)]
+                await store(first, *batches)
+                asked = [(batch.org_id, batch.id) for batch in batches]
+
+                def redeliver(tx: Tx, batch: Batch) -> None:
+                    if tx.batch(ORG, batch.id) is not None:
+                        tx.insert_delivery(make_delivery(batch_id=batch.id))
+
+                async with trio.open_nursery() as nursery:
+                    for batch in batches:
+                        nursery.start_soon(first.write, partial(redeliver, batch=batch))
+                    remove = methodcaller("remove_batches", asked, NOW + 1, 100)
+                    nursery.start_soon(second.write, remove)
+                for batch in batches:
+                    there = await first.read(methodcaller("batch", ORG, batch.id))
+                    sent = await first.read(methodcaller("in_flight", ORG, batch.id))
+                    assert (there is None) == (sent is None)
 
     async def test_of_two_redeliveries_one_is_made(self) -> None:
         """4.8: the other node's request learns which delivery is in flight."""

@@ -33,7 +33,11 @@ class Node:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log = self.directory / f"{self.name}.log"
         self._config = self.directory / f"{self.name}.toml"
-        self._config.write_text(_config(self.directory, self.settings))
+        self.configure(self.settings)
+
+    def configure(self, settings: str) -> None:
+        """Takes effect at the next start."""
+        self._config.write_text(_config(self.directory, settings))
 
     def command(self, *words: str) -> str:
         """What `primeflowd WORDS` prints."""

@@ -1,0 +1,263 @@
+"""Retention: finding what is old by the indexes that are there, and removing it in small steps.
+
+Batches are found through the index of an org's list, one org after the other: a seek for each, and
+then only what is old enough. Response bodies are found by the key of attempts, which is in the
+order in which deliveries were made. So a step costs what it looks at, however much is younger.
+"""
+
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+
+from msgspec.structs import replace
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+
+from primeflowd.hookspecs import BatchPosition, Removed
+from primeflowd.instants import Micros
+from primeflowd.model import TERMINAL_BATCH, TERMINAL_DELIVERY, first_id
+from primeflowd.sql.session import Session, chunks
+from primeflowd.sql.statements import hidden
+from primeflowd.sql.tables import attempts, batches, deliveries, items
+
+_ORGS: Final = 1_000
+"""Most orgs that one look passes by."""
+
+_INCREMENTAL: Final = 2
+"""PRAGMA auto_vacuum of a file that gives space back when it is told to."""
+
+_SPARE_SHARE: Final = 10
+_SPARE_PAGES: Final = 256
+"""A tenth of a SQLite file, or a megabyte, may lie unused: what comes in takes it up again, and a
+file that was cut to the byte would only have to grow."""
+
+
+def _following_orgs() -> Select[Any]:
+    """The orgs from `:org` on, in order, each with the instant of its oldest batch: two seeks per
+    org, however many batches it has (see tx_queue._each_destination)."""
+    smallest = func.min(batches.c.org_id)
+    first = select(smallest.label("org_id")).where(batches.c.org_id >= bindparam("org", type_=Text))
+    each = first.cte("each", recursive=True)
+    following = select(smallest).where(batches.c.org_id > each.c.org_id)
+    each = each.union_all(select(following.scalar_subquery()).where(each.c.org_id.is_not(None)))
+    oldest = select(func.min(batches.c.created_at)).where(batches.c.org_id == each.c.org_id)
+    return (
+        select(each.c.org_id, oldest.scalar_subquery().label("oldest"))
+        .where(each.c.org_id.is_not(None))
+        .limit(_ORGS)
+    )
+
+
+_orgs: Final = _following_orgs()
+
+_oldest_of_org: Final = (
+    select(batches.c.created_at, batches.c.id, batches.c.status, batches.c.updated_at)
+    .where(
+        batches.c.org_id == bindparam("org"),
+        batches.c.created_at < bindparam("before"),
+        tuple_(batches.c.created_at, batches.c.id)
+        > tuple_(bindparam("at", type_=BigInteger), bindparam("id", type_=Text)),
+    )
+    .order_by(batches.c.created_at, batches.c.id)
+    .limit(bindparam("rows", type_=Integer))
+)
+
+_attempts_between: Final = (
+    attempts.c.delivery_id > bindparam("after"),
+    attempts.c.delivery_id < bindparam("end"),
+)
+_last_looked_at: Final = (
+    select(attempts.c.delivery_id)
+    .where(*_attempts_between)
+    .order_by(attempts.c.delivery_id, attempts.c.attempt_number)
+    .offset(bindparam("rows", type_=Integer))
+    .limit(1)
+)
+_has_old_body: Final = (
+    attempts.c.created_at < bindparam("before"),
+    # Those that are empty tell nothing, and are most of them.
+    attempts.c.response_body != text("''"),
+)
+_with_old_bodies: Final = (
+    select(attempts.c.delivery_id)
+    .distinct()
+    .where(*_attempts_between, *_has_old_body)
+    .order_by(attempts.c.delivery_id)
+)
+
+
+class RetentionStatements(Session):
+    def expired_batches(
+        self, before: Micros, after: BatchPosition | None, limit: int
+    ) -> tuple[list[tuple[str, str]], BatchPosition | None]:
+        expired: list[tuple[str, str]] = []
+        start, at, batch_id = after or ("", -1, "")
+        left, org_id = limit, None
+        found = self._read(_orgs, {"org": start})
+        for org_id, oldest in found:
+            if oldest >= before:
+                continue
+            place = (at, batch_id) if org_id == start else (-1, "")
+            values = {"org": org_id, "before": before, "at": place[0], "id": place[1]}
+            looked_at = self._read(_oldest_of_org, {**values, "rows": left})
+            expired += (
+                (org_id, row.id)
+                for row in looked_at
+                if row.status in TERMINAL_BATCH and row.updated_at < before
+            )
+            left -= len(looked_at)
+            if not left:
+                return expired, (org_id, looked_at[-1].created_at, looked_at[-1].id)
+        # After the last of many orgs: none of its batches is left to look at.
+        return expired, (org_id, before, "") if org_id and len(found) == _ORGS else None
+
+    def remove_batches(
+        self, batches: Sequence[tuple[str, str]], before: Micros, limit: int
+    ) -> Removed:
+        gone = Removed()
+        for org_id, group in groupby(sorted(batches), itemgetter(0)):
+            left = limit - (gone.batches + gone.items + gone.deliveries + gone.attempts)
+            if left <= 0:
+                return replace(gone, complete=False)
+            step = self._remove(org_id, [batch_id for _, batch_id in group], before, left)
+            gone = Removed(
+                gone.batches + step.batches,
+                gone.items + step.items,
+                gone.deliveries + step.deliveries,
+                gone.attempts + step.attempts,
+                step.complete,
+            )
+            if not gone.complete:
+                break
+        return gone
+
+    def _remove(self, org_id: str, ids: list[str], before: Micros, limit: int) -> Removed:
+        """As remove_batches, of one org."""
+        dead = self._dead(org_id, ids, before)
+        parts = select(deliveries.c.batch_id, deliveries.c.id, deliveries.c.attempt_count)
+        parts = parts.where(*_of_batches(deliveries, org_id, dead))
+        parts = parts.order_by(deliveries.c.batch_id, deliveries.c.created_at).limit(limit + 1)
+        chosen: list[str] = []
+        whole, rows = list(dead), 0
+        for batch_id, delivery_id, attempt_count in self._read(parts):
+            if rows >= limit:
+                # Its batch has to wait, and whatever comes after it.
+                whole = [each for each in dead if each < batch_id]
+                break
+            chosen.append(delivery_id)
+            rows += 1 + attempt_count
+        complete = len(whole) == len(dead)
+        having_items = [batch_id for batch_id in whole if dead[batch_id] is not None]
+        removed_items = self._remove_items(org_id, having_items, limit) if having_items else 0
+        if removed_items == limit:
+            whole, complete = [], False
+        return Removed(
+            batches=self._write(delete(batches).where(*_of_batches(batches, org_id, whole))),
+            items=removed_items,
+            deliveries=self._write(
+                delete(deliveries).where(
+                    deliveries.c.id.in_(chosen), hidden(deliveries.c.org_id) == org_id
+                )
+            ),
+            attempts=self._write(delete(attempts).where(attempts.c.delivery_id.in_(chosen))),
+            complete=complete,
+        )
+
+    def _dead(self, org_id: str, ids: list[str], before: Micros) -> dict[str, int | None]:
+        """Those of these batches that may go, ascending, with their numbers of items. They stay as
+        they are until the transaction ends: who wants to redeliver one has to wait for it."""
+        ended = select(batches.c.id, batches.c.items_total).where(
+            *_of_batches(batches, org_id, ids),
+            batches.c.status.in_(TERMINAL_BATCH),
+            batches.c.updated_at < before,
+        )
+        if self._writes:
+            # One that somebody else is changing at this moment is not old.
+            ended = ended.with_for_update(skip_locked=True)
+        dead = {row.id: row.items_total for row in self._read(ended.order_by(batches.c.id))}
+        alive = select(deliveries.c.batch_id).where(
+            *_of_batches(deliveries, org_id, list(dead)),
+            or_(
+                deliveries.c.status.not_in(TERMINAL_DELIVERY),
+                # A sender may be on it still, and has to find it.
+                deliveries.c.claimed_by.is_not(None),
+                deliveries.c.updated_at >= before,
+            ),
+        )
+        for row in self._read(alive):
+            dead.pop(row.batch_id, None)
+        return dead
+
+    def _remove_items(self, org_id: str, batch_ids: list[str], limit: int) -> int:
+        key = (items.c.batch_id, items.c.sequence_index)
+        some = select(*key).where(items.c.batch_id.in_(batch_ids), items.c.org_id == org_id)
+        return self._write(
+            delete(items).where(tuple_(*key).in_(some.limit(limit)), items.c.org_id == org_id)
+        )
+
+    def old_bodies(self, before: Micros, after: str, limit: int) -> tuple[list[str], str | None]:
+        end = first_id(before)
+        values = {"after": after, "end": end}
+        found = self._read(_last_looked_at, {**values, "rows": limit - 1})
+        if found:
+            # All of that delivery: what sorts after its id by one character comes after no other.
+            values["end"] = found[0].delivery_id + " "
+        ids = [
+            row.delivery_id for row in self._read(_with_old_bodies, {**values, "before": before})
+        ]
+        return ids, found[0].delivery_id if found else None
+
+    def forget_bodies(self, delivery_ids: Collection[str], before: Micros) -> int:
+        change = update(attempts).values(response_body=None)
+        return sum(
+            self._write(
+                change.where(attempts.c.delivery_id.in_(chunk), *_has_old_body), {"before": before}
+            )
+            for chunk in chunks(delivery_ids)
+        )
+
+    def give_back(self, octets: int) -> int:
+        if self._hot.dialect.name != "sqlite" or self._pragma("auto_vacuum") != _INCREMENTAL:
+            return 0
+        size = self._pragma("page_size")
+        if count := min(self._surplus(), octets // size):
+            self._written = True
+            cursor = self._own_cursor()
+            try:
+                for _ in range(count):
+                    # It yields a row of no columns for each page, and sqlite3 takes only the first;
+                    # fetching ends the statement, without which there is no commit.
+                    cursor.execute("PRAGMA incremental_vacuum(1)")
+                    cursor.fetchall()
+            except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
+                self._fail(error)
+        return self._surplus() * size
+
+    def _surplus(self) -> int:
+        """Pages that can be given back."""
+        spare = max(self._pragma("page_count") // _SPARE_SHARE, _SPARE_PAGES)
+        return max(self._pragma("freelist_count") - spare, 0)
+
+    def _pragma(self, name: str) -> int:
+        value: int = self._read(text(f"PRAGMA {name}"))[0][0]
+        return value
+
+
+def _of_batches(table: Table, org_id: str, ids: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+    key = table.c.id if table is batches else table.c.batch_id
+    return key.in_(ids), hidden(table.c.org_id) == org_id
