@@ -1,4 +1,4 @@
-"""Write the manual page primeflowd(8) to standard output: `python packaging/manual.py > primeflowd.8`.
+"""Write the manual page primeflowd(8) to standard output.
 
 Its frame is primeflowd.8.in; the commands and their options are what `--help` shows, asked from the
 command line itself, so that the page cannot lack one. The date is $SOURCE_DATE_EPOCH, else today.
