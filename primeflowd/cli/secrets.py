@@ -137,6 +137,9 @@ def _replace(path: Path, new_file: Path) -> None:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(new_file.read_bytes())
+            if os.geteuid() == 0:
+                # Run by root, but the daemon is another user, and has to read it as before.
+                os.fchown(file.fileno(), path.stat().st_uid, path.stat().st_gid)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -85,6 +85,18 @@ def assert_under(state: Path, expected: Keyring) -> None:
     in_storage(Config(state_directory=str(state)), look)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_key_replaced_by_root_stays_the_daemons(
+    primeflowd: Run, state: Path, new_file: Path
+) -> None:
+    """6.1: root keeps it from the other users, not from the one that it belonged to."""
+    os.chown(state / "master.key", 65534, 65533)
+    primeflowd("secrets", "rotate-master-key", "--new-key-file", "new.key").check_returncode()
+    own = (state / "master.key").stat()
+    assert (own.st_uid, own.st_gid, stat.S_IMODE(own.st_mode)) == (65534, 65533, 0o600)
+    assert (state / "master.key").read_bytes() == new_file.read_bytes()
+
+
 def test_key_that_we_made_is_replaced(primeflowd: Run, state: Path, new_file: Path) -> None:
     own, kept = state / "master.key", state / "master.key.old"
     old, new = keyring_of(own), keyring_of(new_file)
