@@ -29,7 +29,7 @@ import trio
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from primeflowd.builtin.sqlite_locks import LockFile
+from primeflowd.builtin.sqlite_locks import LockFile, leave_to_owner_of_directory
 from primeflowd.builtin.sqlite_seats import Seats
 from primeflowd.builtin.sqlite_turns import InTurn
 from primeflowd.config import Config
@@ -148,7 +148,10 @@ def _make(path: Path) -> None:
         if not os.access(path, os.R_OK | os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
     else:
-        os.close(descriptor)
+        try:
+            leave_to_owner_of_directory(descriptor, path)
+        finally:
+            os.close(descriptor)
 
 
 def _engine(path: Path, busy_timeout: Micros, *, writes: bool) -> Engine:

@@ -19,6 +19,17 @@ _FLOCK: Final = "hhqqi0q"
 """struct flock: type, whence, start, length, and a process id, which has to be 0 here."""
 
 
+def leave_to_owner_of_directory(descriptor: int, path: Path) -> None:
+    """Give root's file to whom its directory belongs.
+
+    An administrator makes an API key before the daemon was ever started: the daemon, which runs as
+    a user of its own, must be able to open what that made.
+    """
+    if os.geteuid() == 0 and os.fstat(descriptor).st_uid == 0:
+        owner = path.absolute().parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 class LockFile:
     """One opening of the file: what one of them has locked, another cannot, in this process too."""
 
@@ -26,6 +37,7 @@ class LockFile:
         """Raises OSError: the file cannot be made or opened."""
         self._path = Path(f"{path}.lock")
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        leave_to_owner_of_directory(self._descriptor, self._path)
 
     def close(self) -> None:
         """Give back all locks. The file stays: were it removed, two processes could hold the same

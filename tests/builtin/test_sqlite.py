@@ -1,5 +1,6 @@
 """Storage in a SQLite file: the conformance suite, and what a file and its disk can do to it."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -399,3 +400,16 @@ async def test_corrupt_page_fails_those_who_meet_it(path: Path) -> None:
             nursery.start_soon(storage.write, lambda tx: tx.put_note("a", "1"))
         assert told == ["malformed"]
         assert await storage.read(lambda tx: tx.note("a")) == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+async def test_what_root_makes_belongs_to_whom_the_directory_does(tmp_path: Path) -> None:
+    """A key made by an administrator before the first start must not lock the daemon out."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    os.chown(directory, 12345, 23456)
+    async with open_sqlite(directory / "storage.db", None):
+        found = {file.name: file.stat() for file in directory.iterdir()}
+        assert {"storage.db", "storage.db.lock", "storage.db-wal"} <= found.keys()
+        for name, file in found.items():
+            assert (file.st_uid, file.st_gid, file.st_mode & 0o777) == (12345, 23456, 0o600), name
