@@ -42,7 +42,7 @@ _INCREMENTAL: Final = 2
 """PRAGMA auto_vacuum of a file that gives space back when it is told to."""
 
 _SPARE_SHARE: Final = 10
-_SPARE_PAGES: Final = 256
+_SPARE: Final = 1024 * 1024
 """A tenth of a SQLite file, or a megabyte, may lie unused: what comes in takes it up again, and a
 file that was cut to the byte would only have to grow."""
 
@@ -250,7 +250,7 @@ class RetentionStatements(Session):
 
     def _surplus(self) -> int:
         """Pages that can be given back."""
-        spare = max(self._pragma("page_count") // _SPARE_SHARE, _SPARE_PAGES)
+        spare = max(self._pragma("page_count") // _SPARE_SHARE, _SPARE // self._pragma("page_size"))
         return max(self._pragma("freelist_count") - spare, 0)
 
     def _pragma(self, name: str) -> int:
