@@ -166,7 +166,8 @@ class Signatures:
         )
         headers: dict[str, tuple[str, str]] = {}
         for signer in self._signers:
-            for name, value in _headers_by(signer, request):
+            given = _headers_by(signer, request)
+            for name, value in given:
                 _add(headers, signer.name, name, value)
         self._used[delivery.org_id, first.id] = now
         return Signed(tuple(headers.values()), first.id)
@@ -271,14 +272,15 @@ def _add(headers: dict[str, tuple[str, str]], signer: str, name: object, value: 
 
     Standard Webhooks lists the signatures of all schemes in one header, so these are joined.
     """
-    if (
-        not isinstance(name, str)
-        or not isinstance(value, str)
-        or (key := _key(name)) is None
-        or not (value.isascii() and value.isprintable())
+    if not (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and (key := _key(name)) is not None
+        and value.isascii()
+        and value.isprintable()
     ):
         raise SigningFailed(signer, "gave a header that is not printable ASCII")
-    if key in _RESERVED:
+    if not key:
         raise SigningFailed(signer, f"gave the header {name}, which is not a signer's to set")
     former = headers.get(key)
     if former is None:
@@ -294,5 +296,8 @@ def _add(headers: dict[str, tuple[str, str]], signer: str, name: object, value: 
 # The names are few and always the same.
 @lru_cache(maxsize=256)
 def _key(name: str) -> str | None:
-    """What tells header names apart; None if it is none."""
-    return name.lower() if _NAME.fullmatch(name) else None
+    """What tells header names apart: empty for one that is not a signer's, None if it is none."""
+    key = name.lower()
+    if _NAME.fullmatch(name) is None:
+        return None
+    return "" if key in _RESERVED else key
