@@ -65,6 +65,7 @@ class Connection:
     __slots__ = (
         "_fd",
         "_readiness",
+        "_ready_set",
         "_socket",
         "_sound",
         "_tls",
@@ -88,6 +89,7 @@ class Connection:
         self._fd = sock.fileno()
         self._readiness = readiness or TrioReadiness()
         self._readiness.add(self._fd)
+        self._ready_set = readiness if isinstance(readiness, ReadySet) else None
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._whole = self._sound = True
         self.address = address
@@ -147,7 +149,8 @@ class Connection:
         if not self._whole:
             return memoryview(request)[sent:]
         self._told = told
-        self._await_more()
+        assert self._ready_set is not None
+        self._ready_set.call_when_readable(self._fd, self._go_on)
         return None
 
     async def finish(self, rest: memoryview) -> None:
@@ -208,14 +211,11 @@ class Connection:
             await self._readiness.wait_readable(self._fd)
         return end
 
-    def _await_more(self) -> None:
-        assert isinstance(self._readiness, ReadySet)
-        self._readiness.call_when_readable(self._fd, self._go_on)
-
     def _go_on(self) -> None:
         end = self._read()
         if end is _MORE:
-            self._await_more()
+            assert self._ready_set is not None
+            self._ready_set.call_when_readable(self._fd, self._go_on)
         else:
             # Let go of it: it may well hold this connection.
             told, self._told = self._told, None

@@ -165,7 +165,8 @@ class Destinations:
             destination.in_flight += 1
             held.era = destination.era
             # One more may start: pass the turn on.
-            self._offer(destination)
+            if destination.queue:
+                self._offer(destination)
             return held
         return None
 
@@ -205,7 +206,8 @@ class Destinations:
                 change = self._strained(destination)
             else:
                 change = self._failed(destination, now)
-        self._offer(destination)
+        if destination.queue:
+            self._offer(destination)
         return change
 
     def remove(self, held: Held) -> bool:

@@ -66,7 +66,7 @@ def first_id(at: Micros) -> str:
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7"
 
 
-class Batch(msgspec.Struct, frozen=True, kw_only=True):
+class Batch(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A platform's batch, as far as callbacks need it.
 
     Attributes:
@@ -124,7 +124,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: Micros
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One callback on its way: a batch's payload, a URL, and the policy copied when it was made.
 
     Attributes:
@@ -162,7 +162,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
         return self.max_retries + 1
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One POST of a delivery, on record once its outcome is known.
 
     Attributes:
@@ -187,7 +187,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Micros
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an attempt met on the network, before anybody judged it.
 
     Attributes:

@@ -30,6 +30,9 @@ from primeflowd.signing_secrets import plain_text
 MAX_ORGS: Final = 4096
 """Orgs whose secrets are held; the one that was not used for longest makes room."""
 
+# In the last part of their time secrets are read anew by one attempt; at the end of it, all would
+# wait for that.
+_READ_AHEAD: Final = 0.3
 _JOINED: Final = "webhook-signature"
 # The exchange itself and contract 6.4: a signer that set one of these would change what is sent.
 _RESERVED: Final = frozenset(
@@ -81,10 +84,12 @@ class _Secret(msgspec.Struct, frozen=True):
 
 
 class _Held(msgspec.Struct, frozen=True):
-    """An org's enabled secrets, the current one first; `until` on Trio's clock."""
+    """An org's enabled secrets, the current one first; on Trio's clock, until when they may be used,
+    and from when on whoever comes first shall read them anew while others go on with these."""
 
     secrets: tuple[_Secret, ...]
     until: float
+    read_from: float
 
 
 class _Reading:
@@ -142,7 +147,11 @@ class Signatures:
         if not self._signers:
             return Signed()
         held = self._held.get(delivery.org_id)
-        if held is None or now >= held.until:
+        if (
+            held is None
+            or now >= held.until
+            or (now >= held.read_from and delivery.org_id not in self._readings)
+        ):
             return None
         return self._sign(delivery, attempt_id, body, held.secrets)
 
@@ -166,7 +175,8 @@ class Signatures:
         )
         headers: dict[str, tuple[str, str]] = {}
         for signer in self._signers:
-            for name, value in _headers_by(signer, request):
+            given = _headers_by(signer, request)
+            for name, value in given:
                 _add(headers, signer.name, name, value)
         self._used[delivery.org_id, first.id] = now
         return Signed(tuple(headers.values()), first.id)
@@ -209,11 +219,11 @@ class Signatures:
 
     async def _secrets_of(self, org_id: str) -> tuple[_Secret, ...]:
         while True:
-            held = self._held.get(org_id)
-            if held is not None and trio.current_time() < held.until:
+            held, now = self._held.get(org_id), trio.current_time()
+            reading = self._readings.get(org_id)
+            if held is not None and now < (held.until if reading else held.read_from):
                 self._held.move_to_end(org_id)
                 return held.secrets
-            reading = self._readings.get(org_id)
             if reading is None:
                 return await self._read(org_id)
             await reading.done.wait()
@@ -240,7 +250,7 @@ class Signatures:
             if wanted:
                 del self._readings[org_id]
         if wanted:
-            self._held[org_id] = _Held(secrets, until)
+            self._held[org_id] = _Held(secrets, until, until - _READ_AHEAD * self._ttl)
             self._held.move_to_end(org_id)
             if len(self._held) > self._max_orgs:
                 self._held.popitem(last=False)
@@ -271,14 +281,15 @@ def _add(headers: dict[str, tuple[str, str]], signer: str, name: object, value: 
 
     Standard Webhooks lists the signatures of all schemes in one header, so these are joined.
     """
-    if (
-        not isinstance(name, str)
-        or not isinstance(value, str)
-        or (key := _key(name)) is None
-        or not (value.isascii() and value.isprintable())
+    if not (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and (key := _key(name)) is not None
+        and value.isascii()
+        and value.isprintable()
     ):
         raise SigningFailed(signer, "gave a header that is not printable ASCII")
-    if key in _RESERVED:
+    if not key:
         raise SigningFailed(signer, f"gave the header {name}, which is not a signer's to set")
     former = headers.get(key)
     if former is None:
@@ -294,5 +305,8 @@ def _add(headers: dict[str, tuple[str, str]], signer: str, name: object, value: 
 # The names are few and always the same.
 @lru_cache(maxsize=256)
 def _key(name: str) -> str | None:
-    """What tells header names apart; None if it is none."""
-    return name.lower() if _NAME.fullmatch(name) else None
+    """What tells header names apart: empty for one that is not a signer's, None if it is none."""
+    key = name.lower()
+    if _NAME.fullmatch(name) is None:
+        return None
+    return "" if key in _RESERVED else key

@@ -276,20 +276,25 @@ class Transport:
             return self._too_late(connection.address)
         return failure
 
-    def _ended(self, exchange: "Exchange", failure: NetworkFailure | None) -> None:
+    def _ended(
+        self, exchange: "Exchange", failure: NetworkFailure | None
+    ) -> Outcome | Unread | CutShort:
         connection = exchange.connection
         del self._exchanges[connection]
         result: Outcome | Unread | CutShort
-        meant = None if failure is None else self._meant(connection, failure)
-        if isinstance(meant, CutShort):
-            result = meant
-        elif meant is not None and not (connection.response.received or connection.ended_by):
-            result = Unread(exchange.started_at, exchange.deadline)
+        if failure is None:
+            result = self._outcome(exchange.started_at, connection, None)
+        elif connection.response.received or connection.ended_by:
+            meant = self._meant(connection, failure)
+            if isinstance(meant, CutShort):
+                result = meant
+            else:
+                result = self._outcome(exchange.started_at, connection, meant)
         else:
-            result = self._outcome(exchange.started_at, connection, meant)
+            result = Unread(exchange.started_at, exchange.deadline)
         # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
         self._give_back(exchange.destination, connection, exchange.deadline - self._timeout.seconds)
-        exchange.over(result)
+        return result
 
     def _abandon(self, exchange: "Exchange") -> None:
         del self._exchanges[exchange.connection]
@@ -383,11 +388,9 @@ class Exchange:
 
     def told(self, failure: NetworkFailure | None) -> None:
         """For the connection: it is over."""
-        self._transport._ended(self, failure)
-
-    def over(self, result: Outcome | Unread | CutShort) -> None:
-        """For the transport: tell, and let go of whoever was told, for he holds this: unbroken, the
-        circle would keep every callback in memory until the garbage collector comes by."""
+        result = self._transport._ended(self, failure)
+        # Let go of whoever is told, for he holds this: unbroken, the circle would keep every
+        # callback in memory until the garbage collector comes by.
         tell, self._tell = self._tell, None
         assert tell is not None
         tell(result)

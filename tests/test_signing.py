@@ -329,12 +329,33 @@ async def test_secrets_are_read_once_a_second_and_org(
         await signing.sign(delivery(), "a", BODY)
         await signing.sign(delivery(org_id="globex"), "a", BODY)
     assert storage.reads == 2
-    mock_clock.jump(0.9)
+    mock_clock.jump(0.6)
     await signing.sign(delivery(), "a", BODY)
     assert storage.reads == 2
-    mock_clock.jump(0.1)
+    mock_clock.jump(0.4)
     await signing.sign(delivery(), "a", BODY)
     assert storage.reads == 3
+
+
+async def test_one_attempt_reads_ahead_while_others_go_on(
+    storage: Watched, mock_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Else all would wait for it once a second. The end of the second holds for all."""
+    await put(storage, secret("s1", is_current=True))
+    signing = signatures(storage, Plain())
+    await signing.sign(delivery(), "a", BODY)
+    mock_clock.jump(0.8)
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is None
+    storage.gate = trio.Event()
+    nursery.start_soon(signing.sign, delivery(), "a", BODY)
+    await trio.testing.wait_all_tasks_blocked()
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is not None
+    mock_clock.jump(0.2)
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is None
+    storage.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is not None
+    assert storage.reads == 2
 
 
 async def test_an_org_without_secrets_is_remembered_too(
