@@ -8,6 +8,7 @@ Blocks on the network, at most `delivery.timeout`. Foreign and network exception
 turns them into Outcomes. Cancelled passes through and leaves no socket behind.
 """
 
+import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -132,15 +133,16 @@ class Transport:
                 if deadline > now:
                     break
                 connection.end(_TOO_LATE)
-            expiry = self._idle.close_expired(now)
-            first = next(iter(self._exchanges.values()), None)
-            times = [time for time in (first, expiry) if time is not None]
-            if times:
-                # A little later, so that many that began together are ended together.
-                await trio.sleep_until(min(times) + _TICK)
+            # A little later, so that many that began together are ended together.
+            expiry = (self._idle.close_expired(now) or math.inf) + _TICK
+            if self._exchanges:
+                # Whatever begins from now on is due later.
+                first = next(iter(self._exchanges.values()))
+                await trio.sleep_until(min(first + _TICK, expiry))
             else:
                 self._began = trio.Event()
-                await self._began.wait()
+                with trio.move_on_at(expiry):
+                    await self._began.wait()
 
     def cut_short(self) -> None:
         """End every attempt under way: its `send` raises CutShort."""

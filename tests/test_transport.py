@@ -754,6 +754,18 @@ async def test_begun_over_a_kept_connection(
         await transport_.aclose()
 
 
+async def test_a_deadline_after_a_while_without_attempts(nursery: trio.Nursery) -> None:
+    """7: kept connections are all that is looked after in between."""
+    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
+        transport_ = transport(timeout="200ms")
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        await trio.sleep(0.5)
+        with trio.fail_after(5):
+            outcome = await transport_.send(request(receiver.url()))
+        assert outcome.failure == "timeout"
+
+
 @pytest.mark.parametrize("size", [2, 5_000_000])
 async def test_a_begun_attempt_has_a_deadline(nursery: trio.Nursery, size: int) -> None:
     """7: as every attempt."""

@@ -61,7 +61,7 @@ def test_the_numbers_add_up(server: str, tmp_path: Path) -> None:
         connects = found["primeflowd_connects_total",]
         assert connects + found["primeflowd_connection_reuses_total",] == CALLBACKS + 1
         assert found["primeflowd_api_requests_total", "POST", "/v1/batches", "2xx"] == CALLBACKS + 1
-        assert found["primeflowd_storage_operations_total",] > 2 * CALLBACKS
+        assert found["primeflowd_storage_operations_total",] > CALLBACKS
         for name in ("ready", "storage_healthy", "lease_held", "eldest"):
             assert found[f"primeflowd_{name}",] == 1
         assert daemon.terminate() == 0

@@ -33,9 +33,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     statements = Statements(engine.dialect)
     with engine.begin() as connection:
         for text, values in (
-            (statements.insert_batch, list(map(rows.BATCHES.row, batches))),
-            (statements.insert_delivery, list(map(rows.DELIVERIES.row, deliveries))),
-            (statements.insert_attempt, list(map(rows.ATTEMPTS.row, attempts))),
+            (statements.insert_batch, [tuple(rows.BATCHES.row(each)) for each in batches]),
+            (statements.insert_delivery, [tuple(rows.DELIVERIES.row(each)) for each in deliveries]),
+            (statements.insert_attempt, [tuple(rows.ATTEMPTS.row(each)) for each in attempts]),
         ):
             connection.exec_driver_sql(text, values)
     return engine
