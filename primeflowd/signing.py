@@ -84,8 +84,8 @@ class _Secret(msgspec.Struct, frozen=True):
 
 
 class _Held(msgspec.Struct, frozen=True):
-    """An org's enabled secrets, the current one first; on Trio's clock, until when they may be used,
-    and from when on whoever comes first shall read them anew while others go on with these."""
+    """An org's enabled secrets, the current one first. On Trio's clock: until when they may be
+    used, and from when on whoever comes first shall read them anew while others use these."""
 
     secrets: tuple[_Secret, ...]
     until: float
