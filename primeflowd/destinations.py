@@ -299,6 +299,8 @@ class Destinations:
             self._turn = None
 
     def _succeeded(self, destination: _Destination) -> Change | None:
+        if destination.window >= self._max and destination.failing_since is None:
+            return None  # as well as it can be
         recovered = self._reached(destination)
         if recovered is None:
             destination.window = min(self._max, destination.window + destination.cohort())

@@ -140,7 +140,13 @@ class Scheduler:
         held = Held(delivery, body)
         self._held[delivery.id] = held
         self._room.add(delivery.destination)
-        self._place(held)
+        due = delivery.due_at
+        assert due is not None
+        if due <= self._clock.now():
+            # There is room for it, as was just seen.
+            self._destinations.put(held)
+        else:
+            self._wait(held, due)
 
     def drop(self, delivery_id: str) -> None:
         """Let go of a delivery that was ended by a person, unless a sender has it by now."""

@@ -87,6 +87,7 @@ class Transport:
         """
         self._clock = clock
         self._timeout = settings.timeout
+        self._seconds = settings.timeout.seconds
         self._guard = EgressGuard(settings.egress)
         self._ready_set = ReadySet()
         self._connector = Connector(settings, self._guard, resolver, self._ready_set)
@@ -178,7 +179,7 @@ class Transport:
             # Rare; `send` says it.
             self._give_back(destination, connection, now)
             return None
-        deadline = now + self._timeout.seconds
+        deadline = now + self._seconds
         self._watch(connection, deadline)
         exchange = Exchange(self, connection, destination, self._clock.now(), deadline, ended)
         rest = connection.begin(data, exchange.told)
@@ -201,7 +202,7 @@ class Transport:
         Raises:
             CutShort: by cut_short(), unless the answer was there already; or it may not be sent.
         """
-        began = unread or Unread(self._clock.now(), trio.current_time() + self._timeout.seconds)
+        began = unread or Unread(self._clock.now(), trio.current_time() + self._seconds)
         deadline, target = began.deadline, request.target
         connection: Connection | None = None
         failure: NetworkFailure | None = None
@@ -295,7 +296,7 @@ class Transport:
         else:
             result = Unread(exchange.started_at, exchange.deadline)
         # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
-        self._give_back(exchange.destination, connection, exchange.deadline - self._timeout.seconds)
+        self._give_back(exchange.destination, connection, exchange.deadline - self._seconds)
         return result
 
     def _abandon(self, exchange: "Exchange") -> None:
