@@ -17,8 +17,11 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta, field
 
+from primeflowd.access_keys import check_org_id
+from primeflowd.callback_url import parse as parse_callback_url
 from primeflowd.durations import Duration, InvalidDuration, parse_delay
-from primeflowd.errors import ConfigError
+from primeflowd.errors import ConfigError, InvalidRequest
+from primeflowd.events import KINDS
 from primeflowd.instants import DAY, SECOND
 
 
@@ -231,6 +234,31 @@ class Signing(_Section, frozen=True):
     ] = ""
 
 
+class Events(_Section, frozen=True):
+    """What the operator is told of, by callbacks about the daemon itself."""
+
+    url: Annotated[
+        str, Meta(description="where callbacks about events are sent; empty sends none")
+    ] = ""
+    org: Annotated[
+        str,
+        Meta(
+            description="org that these callbacks belong to: its secrets sign them, its keys may "
+            "read them; no events are told of its own deliveries and secrets"
+        ),
+    ] = "primeflowd"
+    kinds: Annotated[
+        tuple[str, ...], Meta(description="kinds of events to tell of; the default is all")
+    ] = KINDS
+    interval: Annotated[
+        Duration,
+        Meta(
+            description="how long after an event further ones of the same kind and subject are "
+            "only counted, to be told of together"
+        ),
+    ] = Duration("1m")
+
+
 class Drain(_Section, frozen=True):
     """What happens on SIGTERM."""
 
@@ -288,6 +316,7 @@ class Config(_Section, frozen=True):
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     signing: Signing = field(default_factory=Signing)
+    events: Events = field(default_factory=Events)
     drain: Drain = field(default_factory=Drain)
     secrets: Secrets = field(default_factory=Secrets)
     log: Log = field(default_factory=Log)
@@ -461,6 +490,26 @@ def _check(config: Config, origin: str) -> None:
         raise ConfigError(f"{origin}: retention.every: expected at least 1s")
     if not config.signing.hmac_prefix.isprintable() or not config.signing.hmac_prefix.isascii():
         raise ConfigError(f"{origin}: signing.hmac_prefix: printable ASCII only")
+    _check_events(config.events, f"{origin}: events")
+
+
+def _check_events(events: Events, where: str) -> None:
+    try:
+        if events.url:
+            parse_callback_url(events.url)
+    except ValueError as error:
+        raise ConfigError(f"{where}.url: {error}") from error
+    try:
+        check_org_id(events.org)
+    except InvalidRequest as error:
+        raise ConfigError(f"{where}.org: {error}") from error
+    for kind in events.kinds:
+        if kind not in KINDS:
+            raise ConfigError(
+                f"{where}.kinds: no such kind: {kind!r}; there are {', '.join(KINDS)}"
+            )
+    if events.interval.micros < SECOND:
+        raise ConfigError(f"{where}.interval: expected at least 1s")
 
 
 def parse_bind(bind: str, origin: str = "config") -> tuple[str, int]:

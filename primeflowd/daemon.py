@@ -102,6 +102,7 @@ async def _serve(node: Node) -> None:
         scheduling = with_scope(node.scheduler.run)
         chores = [with_scope(node.recoveries.run), with_scope(node.housekeeping.run)]
         chores.append(with_scope(node.retention.run))
+        chores.append(with_scope(node.events.run))
         chores.append(with_scope(partial(watch_loop, node.loop_lags)))
         nursery.start_soon(node.announcer.run)
         sent = trio.Event()
@@ -187,6 +188,7 @@ async def _release(node: Node) -> None:
     """Give every claim back, so that another node or the next start takes over at once."""
     try:
         await node.signatures.flush_last_used()
+        await node.events.flush()
         await node.lease.end()
     except StorageUnavailable as error:
         # The lease expires, and they are freed then.

@@ -4,11 +4,14 @@ Each chore is one short transaction at a time, so that none holds up a callback.
 out of reach the chores fail quietly, but for the probe, whose success makes the node ready again.
 """
 
+from collections.abc import Callable
+
 import structlog
 import trio
 
 from primeflowd.clock import Clock
 from primeflowd.errors import StorageUnavailable
+from primeflowd.events import Event, storage_recovered
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import rfc3339
 from primeflowd.signing import Signatures
@@ -22,10 +25,18 @@ _FLUSH_EVERY = 60.0
 class Housekeeping:
     """The service that does the chores."""
 
-    def __init__(self, storage: Storage, signatures: Signatures, clock: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        signatures: Signatures,
+        clock: Clock,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        """`on_event` is told when storage has recovered."""
         self._storage = storage
         self._signatures = signatures
         self._clock = clock
+        self._on_event = on_event
 
     async def run(self) -> None:
         """Do the chores, each at its own pace, until cancelled."""
@@ -36,10 +47,13 @@ class Housekeeping:
     async def _probe(self) -> None:
         """Write something small while storage is unhealthy: only a commit shows that it is back."""
         failures, troubled = self._storage.statistics().failures, False
+        since, cause = self._clock.now(), None
         while True:
             await trio.sleep(_PROBE_EVERY)
             found = self._storage.statistics()
             # It may have failed, and have been found well by somebody else's write, since.
+            if not troubled:
+                since, cause = self._clock.now(), None
             troubled = troubled or not found.healthy or found.failures != failures
             failures = found.failures
             if not troubled:
@@ -48,9 +62,12 @@ class Housekeeping:
                 if not found.healthy:
                     await self._storage.write(self._touch)
             except StorageUnavailable as error:
-                log.error("storage_unavailable", error=str(error))
+                cause = str(error)
+                log.error("storage_unavailable", error=cause)
             else:
-                log.info("storage_recovered")
+                event = storage_recovered(since, self._clock.now(), cause)
+                log.info("storage_recovered", **event.data)
+                self._on_event(event)
                 failures, troubled = self._storage.statistics().failures, False
 
     def _touch(self, tx: Tx) -> None:

@@ -11,14 +11,19 @@ StorageUnavailable (nothing is stored) and with whatever the operation raises.
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+import structlog
+
 from primeflowd.clock import Clock
 from primeflowd.config import Config
 from primeflowd.errors import Draining, Overloaded, StorageUnavailable
+from primeflowd.events import Event
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.model import Delivery
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 class Schedule(Protocol):
@@ -48,6 +53,7 @@ class Intake:
     Attributes:
         accepted: how many deliveries were made since the start.
         cancelled: how many were ended by a person's order.
+        on_event: told of the events of operations, each with its commit.
     """
 
     def __init__(self, storage: Storage, schedule: Schedule, clock: Clock, config: Config) -> None:
@@ -59,6 +65,7 @@ class Intake:
         self._closed = False
         self.accepted = 0
         self.cancelled = 0
+        self.on_event: Callable[[Event], None] = _nothing
 
     def close(self) -> None:
         """Refuse everything from now on, with Draining."""
@@ -116,3 +123,10 @@ class Intake:
             self._schedule.drop(delivery.id)
         for delivery in unit.hastened:
             self._schedule.hasten(delivery)
+        if unit.event is not None:
+            log.info(unit.event.log_name, **unit.event.data)
+            self.on_event(unit.event)
+
+
+def _nothing(_: Event) -> None:
+    """For when nobody wants to be told."""

@@ -8,6 +8,7 @@ from primeflowd.api.services import NodeStatistics, Services
 from primeflowd.clock import Clock
 from primeflowd.config import Config
 from primeflowd.destinations import Destinations
+from primeflowd.event_callbacks import EventCallbacks
 from primeflowd.explanation import DestinationNow
 from primeflowd.heartbeat import Heartbeat
 from primeflowd.hookspecs import RecordedAttempt, Storage
@@ -65,6 +66,10 @@ class Node:
             self.heartbeat.scheduling, self.destinations, clock, settings, lease
         )
         self.intake = Intake(storage, self.scheduler, clock, config)
+        self.events = EventCallbacks(
+            storage, clock, config, lambda: self.lease.node_id, self._events_made
+        )
+        self.intake.on_event = self.events.tell
         self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
         self.transport = Transport(settings, clock)
         self.announcer = Announcer(plugins.recorders())
@@ -76,12 +81,13 @@ class Node:
             transport=self.transport,
             classify=self.tally.timing(plugins.classify),
             on_recorded=self.tally.recording(self._recorded),
+            on_event=self.events.tell,
             clock=clock,
             settings=settings,
             lease=lease,
         )
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
-        self.housekeeping = Housekeeping(storage, self.signatures, clock)
+        self.housekeeping = Housekeeping(storage, self.signatures, clock, self.events.tell)
         self.retention = Retention(storage, config.retention, clock, self._is_eldest)
         lease.on_lapsed = self.transport.cut_short
         lease.on_lost = self._lost
@@ -109,6 +115,10 @@ class Node:
     def _recorded(self, record: RecordedAttempt) -> None:
         self._attempts += 1
         self.announcer.tell(record)
+
+    def _events_made(self, deliveries: int) -> None:
+        self.intake.accepted += deliveries
+        self.scheduler.rouse()
 
     def status(self) -> str:
         """What systemctl shows beside the attempts per second."""

@@ -33,6 +33,12 @@ from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
 from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
+from primeflowd.events import (
+    Event,
+    delivery_failed,
+    destination_turned,
+    secret_disabled_in_use,
+)
 from primeflowd.hookspecs import Fate, RecordedAttempt, Storage
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
@@ -115,7 +121,8 @@ class UnderWay:
 
 
 class Senders:
-    """The pool. `on_recorded` is told of each attempt right after its commit."""
+    """The pool. `on_recorded` is told of each attempt right after its commit, `on_event` of what
+    the operator should know."""
 
     def __init__(
         self,
@@ -127,6 +134,7 @@ class Senders:
         transport: Wire,
         classify: Callable[[Outcome, Delivery], Verdict],
         on_recorded: Callable[[RecordedAttempt], None],
+        on_event: Callable[[Event], None],
         clock: Clock,
         settings: DeliverySettings,
         lease: Tenure,
@@ -138,6 +146,7 @@ class Senders:
         self._transport = transport
         self._classify = classify
         self._on_recorded = on_recorded
+        self._on_event = on_event
         self._clock = clock
         self._settings = settings
         self._lease = lease
@@ -369,7 +378,7 @@ class Senders:
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
         answered = attempt.status_code is not None
         self._done(held, failed, outcome.ended_at, answered)
-        self._records.give(self._record(held, attempt, _pinned(after, signed)))
+        self._records.give(self._record(held, attempt, self._pinned(after, signed)))
 
     def _interrupted(self, attempt: UnderWay, cause: str, started_at: Micros) -> None:
         """Put an attempt that was cut short on record; for others to go on with it."""
@@ -378,7 +387,7 @@ class Senders:
         after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
         record = of_interruption(attempt.id, after, cause, started_at, now, signed.secret_id)
         self._done(held, None, now, answered=False)
-        self._records.give(self._record(held, record, _pinned(after, signed)))
+        self._records.give(self._record(held, record, self._pinned(after, signed)))
 
     def _done(self, held: Held, failed: bool | None, now: Micros, answered: bool) -> None:
         """Give its destination its due; what became of the delivery is its commit's business."""
@@ -386,6 +395,17 @@ class Senders:
         if change is not None:
             self._scheduler.turned(held.delivery.destination, change)
             _tell_change(held.delivery.destination, change)
+            self._on_event(destination_turned(held.delivery, change, now))
+
+    def _pinned(self, after: Delivery, signed: Signed | None) -> Delivery:
+        """Pinned to the secret it was signed with, where its own is disabled (contract 6.3)."""
+        if signed is None or signed.secret_id == after.signing_secret_id:
+            return after
+        if after.signing_secret_id is not None:
+            event = secret_disabled_in_use(after, signed.secret_id)
+            log.warning(event.log_name, **event.data)
+            self._on_event(event)
+        return msgspec.structs.replace(after, signing_secret_id=signed.secret_id)
 
     def _record(self, held: Held, attempt: Attempt, after: Delivery) -> Record:
         def settle(fate: Fate, delivery: Delivery) -> None:
@@ -395,6 +415,7 @@ class Senders:
             self._scheduler.settle(held, after if fate == "recorded" else None)
             if fate == "recorded" and after.status == "failed":
                 _tell_failure(after)
+                self._on_event(delivery_failed(after))
 
         holder = held.delivery.claimed_by
         assert holder is not None
@@ -410,13 +431,6 @@ def _headers(delivery: Delivery, attempt_id: str, signed: Signed) -> tuple[tuple
         ("Primeflow-Request-Id", attempt_id),
         *signed.headers,
     )
-
-
-def _pinned(after: Delivery, signed: Signed | None) -> Delivery:
-    """Pinned to the secret it was signed with, where its own is disabled by now (contract 6.3)."""
-    if signed is None or signed.secret_id == after.signing_secret_id:
-        return after
-    return msgspec.structs.replace(after, signing_secret_id=signed.secret_id)
 
 
 def _tell_change(destination: str, change: Change) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from primeflowd import plain_secret
 from primeflowd.errors import NotFound, StateRefused
+from primeflowd.events import secret_rotated
 from primeflowd.keyring import Keyring, bound_to_secret
 from primeflowd.model import SigningSecret, new_id
 from primeflowd.unit import Unit
@@ -83,6 +84,8 @@ def update_secret(
             unit.tx.put_secret(
                 msgspec.structs.replace(former, is_current=False, updated_at=unit.now)
             )
+        if former is None or former.id != secret_id:
+            unit.event = secret_rotated(secret, former, unit.now)
     if changed == secret:
         return secret
     changed = msgspec.structs.replace(changed, updated_at=unit.now)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from primeflowd.config import DefaultPolicy
+from primeflowd.events import Event
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import Micros
 from primeflowd.model import Delivery
@@ -19,6 +20,7 @@ class Unit(msgspec.Struct):
         made: new deliveries with their payloads, to be scheduled once committed.
         dropped: deliveries that no sender shall start any more.
         hastened: deliveries that wait no longer.
+        event: what the operator shall be told of.
     """
 
     tx: Tx
@@ -28,3 +30,4 @@ class Unit(msgspec.Struct):
     made: list[tuple[Delivery, bytes]] = msgspec.field(default_factory=list)
     dropped: list[Delivery] = msgspec.field(default_factory=list)
     hastened: list[Delivery] = msgspec.field(default_factory=list)
+    event: Event | None = None

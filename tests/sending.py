@@ -18,6 +18,7 @@ from primeflowd.clock import TrioClock
 from primeflowd.config import Config, DeliverySettings
 from primeflowd.destinations import Destinations
 from primeflowd.durations import Duration
+from primeflowd.events import Event
 from primeflowd.hookspecs import (
     DeliveryFilter,
     Page,
@@ -198,6 +199,7 @@ class Line:
         self.seal = Seal()
         self.keyring = Keyring(bytes(32))
         self.announced: list[RecordedAttempt] = []
+        self.events: list[Event] = []
         self.classify: Callable[[Outcome, Delivery], Verdict] = classify_outcome
         self.another(NODE)
 
@@ -222,6 +224,7 @@ class Line:
             transport=self.wire,
             classify=lambda outcome, delivery: self.classify(outcome, delivery),
             on_recorded=self.announced.append,
+            on_event=self.events.append,
             clock=self.clock,
             settings=self.settings,
             lease=self.lease,

@@ -25,6 +25,7 @@ ALL_TABLES = {
     "delivery.default_policy",
     "retention",
     "signing",
+    "events",
     "drain",
     "secrets",
     "log",
@@ -117,7 +118,7 @@ def test_a_file_sets_what_it_names_and_nothing_else(file: Path) -> None:
         (
             "stat_directory = ''",
             r"stat_directory: unknown key; known here: state_directory, api, storage, delivery, "
-            r"retention, signing, drain, secrets, log, plugins$",
+            r"retention, signing, events, drain, secrets, log, plugins$",
         ),
         ("[delivry]", r"delivry: unknown key; .*\bdelivery\b"),
         ("[api]\nbnd = ''", r"api\.bnd: unknown key; known here: bind, server, "),
@@ -197,6 +198,18 @@ def test_a_wrong_type_is_named_with_the_right_one(file: Path, text: str, says: s
             "delivery.recovery_rate: expected `float` <= 1000000.0",
         ),
         ("[delivery]\ntimeout = '0s'", "delivery.timeout: expected at least 1ms"),
+        (
+            "[events]\nurl = 'ftp://example.com'",
+            "events.url: the URL does not start with http:// or https://",
+        ),
+        ("[events]\norg = '*'", "events.org: an org id has 1 to 128 printable characters"),
+        (
+            "[events]\nkinds = ['delivery_failed']",
+            "events.kinds: no such kind: 'delivery_failed'; there are delivery.failed, "
+            "destination.suspended, destination.recovered, secret.rotated, "
+            "secret.disabled_in_use, storage.recovered",
+        ),
+        ("[events]\ninterval = '999ms'", "events.interval: expected at least 1s"),
         ("[delivery]\nconnect_timeout = '0'", "delivery.connect_timeout: expected at least 1ms"),
         ("[delivery]\nsuspend_min = '1us'", "delivery.suspend_min: expected at least 1ms"),
         ("[delivery]\nhorizon = '999ms'", "delivery.horizon: expected at least 1s"),

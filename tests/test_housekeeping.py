@@ -14,6 +14,7 @@ from primeflowd.builtin.signers import StandardWebhooks
 from primeflowd.clock import TrioClock
 from primeflowd.config import DefaultPolicy
 from primeflowd.errors import StorageUnavailable
+from primeflowd.events import Event, spelt
 from primeflowd.hookspecs import Tx
 from primeflowd.housekeeping import Housekeeping
 from primeflowd.instants import SECOND, rfc3339
@@ -35,7 +36,8 @@ class House:
         self.storage = storage
         self.clock = TrioClock()
         self.signatures = Signatures(storage, KEYRING, [StandardWebhooks()], self.clock)
-        self.housekeeping = Housekeeping(storage, self.signatures, self.clock)
+        self.events: list[Event] = []
+        self.housekeeping = Housekeeping(storage, self.signatures, self.clock, self.events.append)
 
     async def break_down(self) -> None:
         """Storage fails, and a write has met it."""
@@ -78,6 +80,14 @@ async def test_a_storage_that_is_back_is_noticed(autojump_clock: MockClock) -> N
             await trio.sleep(1)
             assert house.storage.statistics().healthy
             assert [entry["event"] for entry in logs[3:]] == ["storage_recovered"]
+            (event,) = house.events
+            # Noticed at the first look, a second in; seen through at the fourth.
+            assert event.data == {
+                "since": spelt(house.clock.now() - round(3.5 * SECOND)),
+                "lasted_ms": 3000,
+                "cause": "disk full",
+            }
+            assert logs[3]["lasted_ms"] == 3000
             commits = house.storage.statistics().commits
             await trio.sleep(30)
             assert len(logs) == 4
@@ -99,6 +109,9 @@ async def test_a_storage_that_somebody_else_found_well_is_told_of(
             assert house.storage.statistics().healthy
             await trio.sleep(30)
         assert [entry["event"] for entry in logs] == ["storage_recovered"]
+        assert [(event.data["lasted_ms"], event.data["cause"]) for event in house.events] == [
+            (0, None)
+        ]
         assert await house.storage.read(lambda tx: tx.note("last_probe")) is None
 
 

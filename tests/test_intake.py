@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from primeflowd.builtin.memory import MemoryStorage
 from primeflowd.config import Config, StorageSettings
 from primeflowd.errors import Draining, Overloaded, StorageUnavailable, UniqueViolation
+from primeflowd.events import Event, secret_rotated
+from primeflowd.keyring import Keyring
 from primeflowd.lifecycle import NewBatch, create_batch
 from primeflowd.model import Batch
 from primeflowd.redelivery import attempt_now, cancel_delivery
+from primeflowd.signing_secrets import create_secret, update_secret
 from primeflowd.unit import Unit
 from tests.node import ACME, URL, Node, open_node
 
@@ -256,3 +260,35 @@ async def test_orders_are_passed_on() -> None:
         assert node.schedule.dropped == [first.id]
         assert node.schedule.hastened == [hastened]
         assert (node.intake.accepted, node.intake.cancelled) == (2, 1)
+
+
+# Events
+
+
+async def test_a_rotation_is_told_of_by_its_commit() -> None:
+    """6.1: once it is durable, and not again by what changes nothing; logged, too."""
+    async with open_node() as node:
+        told: list[Event] = []
+        node.intake.on_event = told.append
+        keyring = Keyring(bytes(32))
+        first, _ = await node.perform(create_secret, keyring, ACME, None)
+        second, _ = await node.perform(create_secret, keyring, ACME, None)
+        assert told == []
+        storage = memory_of(node)
+        storage.fail_with = StorageUnavailable("disk full")
+        with capture_logs() as logs:
+            with pytest.raises(StorageUnavailable):
+                await node.perform(update_secret, ACME, second.id, "new", True)
+            assert told == []
+            storage.fail_with = None
+            for _ in range(2):
+                await node.perform(update_secret, ACME, second.id, "new", True)
+        assert told == [secret_rotated(second, first, node.clock.now())]
+        assert told[0].data == {
+            "org_id": ACME,
+            "secret_id": second.id,
+            "key_prefix": second.key_prefix,
+            "former_secret_id": first.id,
+        }
+        (entry,) = logs
+        assert entry == {"event": "secret_rotated", "log_level": "info", **told[0].data}

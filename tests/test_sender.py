@@ -278,6 +278,74 @@ async def test_a_disabled_secret_is_replaced_and_that_is_recorded(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_disabled_secret_in_use_is_told_of_once_per_delivery(
+    autojump_clock: MockClock,
+) -> None:
+    """6.3: its next attempt is pinned to the one that it was signed with."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = Answer(500)
+        line.wire.answers["b"] = Answer(500)
+        policy: dict[str, Any] = {"delays": ("2s",), "max_retries": 2}
+        # Made before its org had a secret, or with the one that there is: nothing to tell.
+        (unpinned,) = await line.add("b", **policy)
+        secret_id = await line.secret()
+        await line.add("b", signing_secret_id=secret_id, **policy)
+        (pinned,) = await line.add("a", signing_secret_id="gone", **policy)
+        with capture_logs() as logs:
+            line.start(nursery)
+            await trio.sleep(60)
+        told = [event for event in line.events if event.kind == "secret.disabled_in_use"]
+        delivery = await line.delivery(pinned)
+        (attempt, *_) = await line.attempts(pinned)
+        assert [(event.org_id, event.subject, event.data) for event in told] == [
+            (
+                ORG,
+                "gone",
+                {
+                    "org_id": ORG,
+                    "secret_id": "gone",
+                    "signed_with": secret_id,
+                    "batch_id": delivery.batch_id,
+                    "delivery_id": pinned,
+                    "destination": destination("a"),
+                },
+            )
+        ]
+        assert told[0].at == attempt.created_at
+        assert [e["event"] for e in logs].count("secret_disabled_in_use") == 1
+        assert (await line.delivery(unpinned)).signing_secret_id == secret_id
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_delivery_that_fails_for_good_is_told_of(autojump_clock: MockClock) -> None:
+    """5.3: once, with what became of it; not what succeeds, waits, or was ended by a person."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.wire.answers["a"] = Answer(500)
+        line.wire.answers["b"] = Answer(500, after=5)
+        (failed,) = await line.add("a", delays=("2s",), max_retries=1)
+        (cancelled,) = await line.add("b", delays=(), max_retries=0)
+        await line.add("c")
+        line.start(nursery)
+        await trio.sleep(1)
+        await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, cancelled))
+        assert line.events == []
+        await trio.sleep(60)
+        delivery = await line.delivery(failed)
+        (event,) = line.events
+        assert (event.kind, event.subject) == ("delivery.failed", destination("a"))
+        assert (event.org_id, event.at) == (ORG, delivery.completed_at)
+        assert event.data == {
+            "org_id": ORG,
+            "batch_id": delivery.batch_id,
+            "delivery_id": failed,
+            "destination": destination("a"),
+            "failure_reason_code": "http_status",
+            "failure_detail": "HTTP 500",
+            "attempt_count": 2,
+        }
+        nursery.cancel_scope.cancel()
+
+
 async def test_no_attempt_while_storage_cannot_be_read(autojump_clock: MockClock) -> None:
     """Nothing was sent, so it is no attempt; it is made once storage is back."""
     async with open_line() as line, trio.open_nursery() as nursery:
@@ -750,6 +818,8 @@ async def test_a_destination_that_recovers_is_told_of(autojump_clock: MockClock)
             await trio.sleep(60)
         events = [entry["event"] for entry in logs if entry["event"].startswith("destination_")]
         assert events.index("destination_suspended") < events.index("destination_recovered")
+        assert [e.log_name for e in line.events] == [e for e in events if not e.endswith("probe")]
+        assert {event.subject for event in line.events} == {destination("a")}
         assert {one.status for one in await line.deliveries()} == {"succeeded"}
         nursery.cancel_scope.cancel()
 

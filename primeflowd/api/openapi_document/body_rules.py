@@ -11,6 +11,7 @@ from primeflowd.access_keys import ACTIONS, ADMIN, MAX_LABEL, RESOURCES
 from primeflowd.api import batches, errors, items, keys, policies, recoveries, secrets, shapes
 from primeflowd.api.decode import MAX_PLAN_ID
 from primeflowd.api.openapi_document.json_schema import JsonSchema
+from primeflowd.events import KINDS
 from primeflowd.model import TERMINAL_BATCH
 
 URL: Final[JsonSchema] = {
@@ -45,9 +46,9 @@ _DELAY: Final[JsonSchema] = {
     "description": "a duration of 1ms to 30d: numbers, each with one of ns, us, µs, ms, s, m, h, d",
     "examples": ["15m", "1h30m", "1.5h", "500ms", "7d"],
 }
-_PAYLOAD: Final[JsonSchema] = {
+_BATCH_PAYLOAD: Final[JsonSchema] = {
     "type": "object",
-    "description": "payload_bytes, parsed. Its times have +00:00 where others have Z.",
+    "description": "about a batch",
     "required": [
         "event",
         "batch_id",
@@ -68,6 +69,34 @@ _PAYLOAD: Final[JsonSchema] = {
         "completed_at": {"type": "string", "format": "date-time"},
         "metadata": {},
     },
+}
+_EVENT_PAYLOAD: Final[JsonSchema] = {
+    "type": "object",
+    "description": "about an event of the daemon, in the operator's org",
+    "required": [
+        "event",
+        "event_id",
+        "node_id",
+        "subject",
+        "count",
+        "first_at",
+        "last_at",
+        "data",
+    ],
+    "properties": {
+        "event": {"type": "string", "enum": sorted(KINDS)},
+        "event_id": {"type": "string", "format": "uuid"},
+        "node_id": {"type": "string"},
+        "subject": {"type": ["string", "null"]},
+        "count": {"type": "integer", "minimum": 1},
+        "first_at": {"type": "string", "format": "date-time"},
+        "last_at": {"type": "string", "format": "date-time"},
+        "data": {"type": "object"},
+    },
+}
+_PAYLOAD: Final[JsonSchema] = {
+    "description": "payload_bytes, parsed. Its times have +00:00 where others have Z.",
+    "oneOf": [_BATCH_PAYLOAD, _EVENT_PAYLOAD],
 }
 
 RULES: Final[dict[tuple[type, str], JsonSchema]] = {
