@@ -293,6 +293,34 @@ class Log(_Section, frozen=True):
     ] = "logfmt"
 
 
+class TracingSettings(_Section, frozen=True):
+    """Traces, for an OpenTelemetry collector."""
+
+    endpoint: Annotated[
+        str,
+        Meta(
+            description="where spans are sent by OTLP/HTTP, as http://127.0.0.1:4318/v1/traces; "
+            "empty makes none. Needs the extra: primeflowd[otel]"
+        ),
+    ] = ""
+    service_name: Annotated[
+        str, Meta(min_length=1, description="what the service is called in traces")
+    ] = "primeflowd"
+    sample_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="fraction of the traces that is exported; a client's traceparent decides "
+            "for the span of its request",
+        ),
+    ] = 1.0
+    pass_on: Annotated[
+        bool,
+        Meta(description="send receivers a traceparent with each attempt, that of its span"),
+    ] = False
+
+
 class Plugins(_Section, frozen=True):
     """Which installed plugins are loaded; `[plugins.NAME]` is handed to the plugin NAME."""
 
@@ -320,6 +348,7 @@ class Config(_Section, frozen=True):
     drain: Drain = field(default_factory=Drain)
     secrets: Secrets = field(default_factory=Secrets)
     log: Log = field(default_factory=Log)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     plugins: Plugins = field(default_factory=Plugins)
     plugin_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -488,6 +517,16 @@ def _check(config: Config, origin: str) -> None:
         raise ConfigError(f"{origin}: retention.answers: expected at least 24h")
     if config.retention.every.micros < SECOND:
         raise ConfigError(f"{origin}: retention.every: expected at least 1s")
+    if config.tracing.endpoint:
+        try:
+            path = parse_callback_url(config.tracing.endpoint).request_target
+        except ValueError as error:
+            raise ConfigError(f"{origin}: tracing.endpoint: {error}") from error
+        if path == "/":
+            raise ConfigError(
+                f"{origin}: tracing.endpoint: expected the whole URL, which most often ends "
+                "in /v1/traces"
+            )
     if not config.signing.hmac_prefix.isprintable() or not config.signing.hmac_prefix.isascii():
         raise ConfigError(f"{origin}: signing.hmac_prefix: printable ASCII only")
     _check_events(config.events, f"{origin}: events")

@@ -37,8 +37,10 @@ from primeflowd.lease import Lease
 from primeflowd.model import new_id
 from primeflowd.node import Node
 from primeflowd.plugins import Plugins
+from primeflowd.span_export import open_export
 from primeflowd.sql.copying import check_complete
 from primeflowd.tallies import watch_loop
+from primeflowd.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -61,6 +63,8 @@ async def run(config: Config, plugins: Plugins) -> None:
     if manager.watchdog is not None:
         # SIGABRT then comes from the watchdog: leave word where each thread hung.
         faulthandler.enable()
+    # At once, for what it may ask the operator to mend.
+    spans = open_export(config.tracing)
     node_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-8:]}"
     async with plugins.open_storage(config, node_id) as storage:
         keyring, created = load_or_create(config)
@@ -79,12 +83,16 @@ async def run(config: Config, plugins: Plugins) -> None:
             )
         if freed:
             log.info("claims_recovered", deliveries=freed)
-        node = Node(config, storage, lease, clock, keyring, plugins, manager)
+        tracing = None if spans is None else Tracing(config.tracing, spans, clock)
+        node = Node(config, storage, lease, clock, keyring, plugins, manager, tracing)
         try:
             await _serve(node)
         finally:
             with trio.move_on_after(_CLOSING, shield=True):
                 await node.transport.aclose()
+            if spans is not None:
+                with trio.CancelScope(shield=True):
+                    await spans.aclose()
 
 
 async def _serve(node: Node) -> None:

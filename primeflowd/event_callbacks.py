@@ -15,7 +15,7 @@ of the last moment, and those that it has only counted. A drain stores them all.
 Blocks on storage. While that is out of reach it keeps what it has and tries again.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -36,7 +36,7 @@ from primeflowd.events import (
 )
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import Micros
-from primeflowd.model import Batch, new_id
+from primeflowd.model import Batch, Delivery, new_id
 from primeflowd.redelivery import Alike, make_delivery
 from primeflowd.unit import Unit
 
@@ -83,9 +83,9 @@ class EventCallbacks:
         clock: Clock,
         config: Config,
         node_id: Callable[[], str],
-        on_made: Callable[[int], None],
+        on_made: Callable[[Sequence[Delivery]], None],
     ) -> None:
-        """`on_made` is called with each commit: so many deliveries are in storage, unclaimed."""
+        """`on_made` is called with each commit: these deliveries are in storage, unclaimed."""
         self._storage = storage
         self._clock = clock
         self._settings = config.events
@@ -198,7 +198,7 @@ class EventCallbacks:
     async def _store(self) -> None:
         parcels = tuple(self._outbox)
 
-        def stored(made: int) -> None:
+        def stored(made: Sequence[Delivery]) -> None:
             # With the commit: a task that is cancelled meanwhile leaves them to nobody.
             ids = {parcel.id for parcel in parcels}
             self._outbox = [parcel for parcel in self._outbox if parcel.id not in ids]
@@ -206,7 +206,7 @@ class EventCallbacks:
 
         await self._storage.write(partial(self._insert, parcels), stored)
 
-    def _insert(self, parcels: Collection[_Parcel], tx: Tx) -> int:
+    def _insert(self, parcels: Collection[_Parcel], tx: Tx) -> list[Delivery]:
         # Unclaimed: whoever has room for them finds them, this node at once.
         unit = Unit(tx, self._clock.now(), self._default_policy, lambda _: None)
         stored = tx.taken_batch_ids([parcel.id for parcel in parcels])
@@ -216,7 +216,7 @@ class EventCallbacks:
                 batch = self._batch(parcel, unit.now)
                 tx.insert_batch(batch)
                 make_delivery(unit, batch, parcel.payload, alike, is_automatic=True)
-        return len(unit.made)
+        return [delivery for delivery, _ in unit.made]
 
     def _batch(self, parcel: _Parcel, now: Micros) -> Batch:
         return Batch(

@@ -17,6 +17,7 @@ import msgspec
 import pluggy
 
 from primeflowd.config import Config
+from primeflowd.histogram import Histogram
 from primeflowd.instants import Micros
 from primeflowd.model import (
     ApiKey,
@@ -358,7 +359,9 @@ class StorageStatistics(msgspec.Struct, frozen=True):
 
     `backlog` is how many writes wait for the next commit; `commits`, `operations` and `failures`
     (commits that failed, and may have happened all the same) count since the start; `healthy` is
-    False from a failed commit until the next one that succeeds.
+    False from a failed commit until the next one that succeeds. `commit_times` is how long
+    transactions took from their begin until they were durable, one value for each commit that
+    succeeded; None if the storage does not say.
     """
 
     healthy: bool
@@ -366,6 +369,7 @@ class StorageStatistics(msgspec.Struct, frozen=True):
     commits: int
     operations: int
     failures: int
+    commit_times: Histogram | None = None
 
 
 @runtime_checkable

@@ -8,8 +8,8 @@ Blocks on the group commit. Fails with Overloaded or Draining (nothing was tried
 StorageUnavailable (nothing is stored) and with whatever the operation raises.
 """
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
@@ -24,6 +24,11 @@ from primeflowd.unit import Unit
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+Follow: TypeAlias = Callable[[], Callable[[Sequence[Delivery]], None]]
+"""Called where an operation is asked for; what it gives is told of the deliveries made, once they
+are durable."""
 
 
 class Schedule(Protocol):
@@ -56,12 +61,20 @@ class Intake:
         on_event: told of the events of operations, each with its commit.
     """
 
-    def __init__(self, storage: Storage, schedule: Schedule, clock: Clock, config: Config) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        schedule: Schedule,
+        clock: Clock,
+        config: Config,
+        follow: Follow | None = None,
+    ) -> None:
         self._storage = storage
         self._schedule = schedule
         self._clock = clock
         self._default_policy = config.delivery.default_policy
         self._max_backlog = config.storage.max_backlog
+        self._follow = follow
         self._closed = False
         self.accepted = 0
         self.cancelled = 0
@@ -103,8 +116,18 @@ class Intake:
             self._tell_holders(unit)
             return result, unit
 
-        result, _ = await self._storage.write(function, self._committed)
+        committed = self._committed if self._follow is None else self._followed(self._follow())
+        result, _ = await self._storage.write(function, committed)
         return result
+
+    def _followed(
+        self, tell: Callable[[Sequence[Delivery]], None]
+    ) -> Callable[[tuple[object, Unit]], None]:
+        def committed(done: tuple[object, Unit]) -> None:
+            tell([delivery for delivery, _ in done[1].made])
+            self._committed(done)
+
+        return committed
 
     def _tell_holders(self, unit: Unit) -> None:
         """Orders about deliveries that other nodes hold reach them by storage."""

@@ -29,10 +29,11 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from primeflowd import __version__
 from primeflowd.destinations import DestinationStatistics
+from primeflowd.histogram import Histogram
 from primeflowd.hookspecs import StorageStatistics
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import FailureReason
-from primeflowd.tallies import AttemptTally, Histogram, RequestTally
+from primeflowd.tallies import AttemptTally, RequestTally
 from primeflowd.transport import TransportStatistics
 
 MOST_DESTINATIONS: Final = 20
@@ -221,6 +222,12 @@ def _of_storage(reading: Reading) -> Iterator[Metric]:
     yield _counter(
         "storage_operations_total", "Operations in them.", (), [((), storage.operations)]
     )
+    if storage.commit_times is not None:
+        yield _histogram(
+            "storage_commit_seconds",
+            "Transactions from begin to commit.",
+            storage.commit_times,
+        )
     yield _counter("storage_failures_total", "Failed commits.", (), [((), storage.failures)])
     yield _counter(
         "removed_total",

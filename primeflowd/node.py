@@ -3,6 +3,8 @@
 Nothing here runs or waits. Where a lower part calls a higher one, this passes it a plain callable.
 """
 
+from collections.abc import Sequence
+
 from primeflowd.announcer import Announcer
 from primeflowd.api.services import NodeStatistics, Services
 from primeflowd.clock import Clock
@@ -17,6 +19,7 @@ from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
 from primeflowd.lease import Lease
 from primeflowd.metrics import Metrics, Reading
+from primeflowd.model import Delivery
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
 from primeflowd.retention import Retention
@@ -25,6 +28,7 @@ from primeflowd.sender import Senders
 from primeflowd.service_manager import ServiceManager
 from primeflowd.signing import Signatures
 from primeflowd.tallies import AttemptTally, RequestTally, loop_lags
+from primeflowd.tracing import Tracing
 from primeflowd.transport import Transport
 
 
@@ -44,6 +48,7 @@ class Node:
         keyring: Keyring,
         plugins: Plugins,
         manager: ServiceManager,
+        tracing: Tracing | None,
     ) -> None:
         self.config = config
         self.manager = manager
@@ -51,6 +56,7 @@ class Node:
         self.lease = lease
         self.clock = clock
         self.plugins = plugins
+        self._tracing = tracing
         self.tally, self.requests, self.loop_lags = AttemptTally(), RequestTally(), loop_lags()
         settings = config.delivery
         self.destinations = Destinations(settings)
@@ -65,7 +71,9 @@ class Node:
         self.scheduler = Scheduler(
             self.heartbeat.scheduling, self.destinations, clock, settings, lease
         )
-        self.intake = Intake(storage, self.scheduler, clock, config)
+        self.intake = Intake(
+            storage, self.scheduler, clock, config, tracing.follow if tracing else None
+        )
         self.events = EventCallbacks(
             storage, clock, config, lambda: self.lease.node_id, self._events_made
         )
@@ -80,11 +88,14 @@ class Node:
             signatures=self.signatures,
             transport=self.transport,
             classify=self.tally.timing(plugins.classify),
-            on_recorded=self.tally.recording(self._recorded),
+            on_recorded=self.tally.recording(
+                tracing.recording(self._recorded) if tracing else self._recorded
+            ),
             on_event=self.events.tell,
             clock=clock,
             settings=settings,
             lease=lease,
+            trace_headers=tracing.headers if tracing else None,
         )
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
         self.housekeeping = Housekeeping(storage, self.signatures, clock, self.events.tell)
@@ -104,6 +115,7 @@ class Node:
             statistics=self.statistics,
             scrape=Metrics(self.reading).scrape,
             requests=self.requests,
+            tracing=tracing,
             secrets_changed=self.signatures.forget,
             recovery_started=self.recoveries.rouse,
             node_id=lambda: self.lease.node_id,
@@ -116,8 +128,10 @@ class Node:
         self._attempts += 1
         self.announcer.tell(record)
 
-    def _events_made(self, deliveries: int) -> None:
-        self.intake.accepted += deliveries
+    def _events_made(self, deliveries: Sequence[Delivery]) -> None:
+        self.intake.accepted += len(deliveries)
+        if self._tracing is not None:
+            self._tracing.follow()(deliveries)
         self.scheduler.rouse()
 
     def status(self) -> str:

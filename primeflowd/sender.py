@@ -20,7 +20,7 @@ for systemd to restart it.
 import random
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -59,6 +59,11 @@ _SHUT_DOWN = "primeflowd was shut down"
 _AT_ONCE = 32
 # Seconds that storage may take to put on record what was cut short.
 _LAST_WORDS = 2.0
+
+
+Headers: TypeAlias = tuple[tuple[str, str], ...]
+TraceHeaders: TypeAlias = Callable[[Delivery, str], Headers]
+"""From a delivery and the id of an attempt at it."""
 
 
 class Exchange(Protocol):
@@ -138,6 +143,7 @@ class Senders:
         clock: Clock,
         settings: DeliverySettings,
         lease: Tenure,
+        trace_headers: TraceHeaders | None = None,
     ) -> None:
         self._storage = storage
         self._destinations = destinations
@@ -150,6 +156,7 @@ class Senders:
         self._clock = clock
         self._settings = settings
         self._lease = lease
+        self._trace_headers = trace_headers
         self._records = Records(storage, 2 * settings.concurrency)
         # The id of the attempt by that of its delivery, until it is on record.
         self._busy: dict[str, str] = {}
@@ -258,7 +265,8 @@ class Senders:
         if signed is None:
             return False
         attempt.signed = signed
-        attempt.request = Request(target, _headers(delivery, attempt.id, signed), held.body)
+        headers = _headers(delivery, attempt.id, signed, self._trace_headers)
+        attempt.request = Request(target, headers, held.body)
         self._direct.add(attempt)
         attempt.exchange = self._transport.begin(attempt.request, attempt.ended, now)
         if attempt.exchange is None:
@@ -318,7 +326,7 @@ class Senders:
         if not self._lease.covers(delivery.claimed_by):
             self._postpone(held, attempt.id)
             return
-        headers = _headers(delivery, attempt.id, attempt.signed)
+        headers = _headers(delivery, attempt.id, attempt.signed, self._trace_headers)
         attempt.request = Request(target, headers, body)
         await self._send(attempt)
 
@@ -422,15 +430,18 @@ class Senders:
         return Record(attempt, after, holder, settle)
 
 
-def _headers(delivery: Delivery, attempt_id: str, signed: Signed) -> tuple[tuple[str, str], ...]:
-    """What every attempt carries (contract 6.4), and its signatures."""
-    return (
+def _headers(
+    delivery: Delivery, attempt_id: str, signed: Signed, of_trace: TraceHeaders | None
+) -> Headers:
+    """What every attempt carries (contract 6.4), its signatures, and its trace context if any."""
+    headers = (
         *_FIXED_HEADERS,
         ("Primeflow-Delivery-Id", delivery.id),
         ("Primeflow-Attempt", str(delivery.attempt_count + 1)),
         ("Primeflow-Request-Id", attempt_id),
         *signed.headers,
     )
+    return headers if of_trace is None else headers + of_trace(delivery, attempt_id)
 
 
 def _tell_change(destination: str, change: Change) -> None:

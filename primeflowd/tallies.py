@@ -5,46 +5,19 @@ costs well under a microsecond, which is why a counter of a library, with its lo
 Everything but `watch_loop` is synchronous, and everything is for the Trio thread.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from primeflowd.histogram import Histogram
 from primeflowd.hookspecs import RecordedAttempt
 from primeflowd.instants import MILLISECOND, SECOND
 from primeflowd.model import Delivery, FailureReason, Outcome, Verdict
 
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at how late the event loop is."""
-
-
-class Histogram:
-    """How many values were at most each bound.
-
-    Attributes:
-        bounds: ascending, in the unit of the values.
-        unit: how many of these make a second.
-        counts: how many values lie between each bound and the one before; last, beyond all.
-        total: the sum of the values.
-    """
-
-    __slots__ = ("bounds", "counts", "total", "unit")
-
-    def __init__(self, unit: int, seconds: Sequence[float]) -> None:
-        self.unit = unit
-        self.bounds = [round(bound * unit) for bound in seconds]
-        self.counts = [0] * (len(seconds) + 1)
-        self.total = 0
-
-    def observe(self, value: int) -> None:
-        # A clock that was set back makes negative spans, and a sum that sinks looks like a restart.
-        if value > 0:
-            self.counts[bisect_left(self.bounds, value)] += 1
-            self.total += value
-        else:
-            self.counts[0] += 1
 
 
 class AttemptTally:

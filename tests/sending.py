@@ -32,7 +32,7 @@ from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
 from primeflowd.model import Attempt, Delivery, FailureReason, Outcome, Verdict
 from primeflowd.scheduler import Scheduler
-from primeflowd.sender import Senders
+from primeflowd.sender import Senders, TraceHeaders
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
@@ -200,6 +200,7 @@ class Line:
         self.keyring = Keyring(bytes(32))
         self.announced: list[RecordedAttempt] = []
         self.events: list[Event] = []
+        self.trace_headers: TraceHeaders | None = None
         self.classify: Callable[[Outcome, Delivery], Verdict] = classify_outcome
         self.another(NODE)
 
@@ -228,6 +229,7 @@ class Line:
             clock=self.clock,
             settings=self.settings,
             lease=self.lease,
+            trace_headers=self.trace_headers,
         )
 
     def now(self) -> Micros:

@@ -29,6 +29,7 @@ ALL_TABLES = {
     "drain",
     "secrets",
     "log",
+    "tracing",
     "plugins",
 }
 
@@ -118,7 +119,7 @@ def test_a_file_sets_what_it_names_and_nothing_else(file: Path) -> None:
         (
             "stat_directory = ''",
             r"stat_directory: unknown key; known here: state_directory, api, storage, delivery, "
-            r"retention, signing, events, drain, secrets, log, plugins$",
+            r"retention, signing, events, drain, secrets, log, tracing, plugins$",
         ),
         ("[delivry]", r"delivry: unknown key; .*\bdelivery\b"),
         ("[api]\nbnd = ''", r"api\.bnd: unknown key; known here: bind, server, "),

@@ -1,7 +1,7 @@
 """Callbacks about events: coalesced, durable once storage is there, never about themselves."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Desk:
     def __init__(self, storage: MemoryStorage, config: Config) -> None:
         self.storage = storage
         self.clock = TrioClock()
-        self.made: list[int] = []
+        self.made: list[Sequence[Delivery]] = []
         self.callbacks = EventCallbacks(
             storage, self.clock, config, lambda: "node-1", self.made.append
         )
@@ -121,7 +121,7 @@ async def test_an_event_is_a_callback_like_any_other(autojump_clock: MockClock) 
         assert delivery.is_automatic
         assert delivery.delays == ("7s",)
         assert delivery.signing_secret_id == secret.id
-        assert desk.made == [1]
+        assert [len(made) for made in desk.made] == [1]
 
 
 async def test_a_thousand_failures_make_two_callbacks(autojump_clock: MockClock) -> None:
@@ -260,7 +260,7 @@ async def test_an_outage_delays_events_and_loses_none(autojump_clock: MockClock)
             ("delivery.failed", "https://a:443", 300),
             ("storage.recovered", None, 1),
         ]
-        assert sum(desk.made) == 3
+        assert sum(map(len, desk.made)) == 3
 
 
 class Doubtful:

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from primeflowd.destinations import DestinationStatistics
+from primeflowd.histogram import COMMIT_TIMES, Histogram
 from primeflowd.hookspecs import StorageStatistics
 from primeflowd.instants import SECOND
 from primeflowd.metrics import MOST_DESTINATIONS, Metrics, Reading
@@ -40,7 +41,12 @@ def reading(**changes: Any) -> Reading:
         "destinations": {"https://a.example:443": IDLE},
         "transport": TransportStatistics(open=5, idle=3, connects=7, reuses=9),
         "storage": StorageStatistics(
-            healthy=True, backlog=4, commits=10, operations=250, failures=1
+            healthy=True,
+            backlog=4,
+            commits=10,
+            operations=250,
+            failures=1,
+            commit_times=Histogram(SECOND, COMMIT_TIMES),
         ),
         "backlog_limit": 10_000,
         "lease_held": True,
@@ -140,6 +146,17 @@ def test_histograms_are_in_seconds_and_cumulative() -> None:
     assert samples(given, "attempt_duration_seconds_count") == {(): 4}
     assert samples(given, "attempt_duration_seconds_sum") == {(): pytest.approx(90.079)}
     assert samples(given, "first_attempt_delay_seconds_sum") == {(): 2}
+
+
+def test_a_storage_need_not_say_how_long_its_commits_take() -> None:
+    """One that was written before there was such a question."""
+    times = Histogram(SECOND, COMMIT_TIMES)
+    times.observe(3 * SECOND // 1_000)
+    plain = StorageStatistics(True, 0, 1, 1, 0)
+    telling = msgspec.structs.replace(plain, commit_times=times)
+    assert "primeflowd_storage_commit_seconds" not in scraped(reading(storage=plain))
+    buckets = samples(reading(storage=telling), "storage_commit_seconds_bucket")
+    assert (buckets["0.0025",], buckets["0.005",]) == (0, 1)
 
 
 def test_destinations_are_bounded() -> None:

@@ -4,13 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.monitoring import MONITORING, documented
+from tests.monitoring import MONITORING, alerts, dashboard, documented, expressions
 
 # Given by Prometheus to every series, and by every histogram to its buckets.
 EVERYWHERE = {"job", "instance", "le"}
@@ -23,28 +20,6 @@ def series() -> dict[str, set[str]]:
         parts = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
         found |= {f"{name}{part}": labels for part in parts}
     return found
-
-
-def alerts() -> list[dict[str, Any]]:
-    with (MONITORING / "alerts.yml").open(encoding="utf-8") as file:
-        [group] = yaml.safe_load(file)["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
-    return rules
-
-
-def dashboard() -> dict[str, Any]:
-    text = (MONITORING / "grafana-dashboard.json").read_text(encoding="utf-8")
-    shown: dict[str, Any] = json.loads(text)
-    return shown
-
-
-def expressions() -> Iterator[tuple[str, str]]:
-    """Every expression of both files, with where it stands."""
-    for rule in alerts():
-        yield rule["alert"], rule["expr"]
-    for panel in dashboard()["panels"]:
-        for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"]
 
 
 def complaints(expression: str) -> list[str]:

@@ -78,6 +78,24 @@ async def test_headers(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_what_an_attempt_says_of_its_trace(autojump_clock: MockClock) -> None:
+    """After all other headers."""
+    async with open_line() as line:
+        line.trace_headers = lambda delivery, attempt_id: (("T", f"{delivery.id} {attempt_id}"),)
+        line.another("node-2")
+        await line.secret()
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            # The first has to wait for the org's secrets.
+            for number in range(2):
+                (delivery_id,) = await line.submit()
+                await trio.sleep(0.1)
+                [attempt] = await line.attempts(delivery_id)
+                _, request = line.wire.sent[number]
+                assert request.headers[-1] == ("T", f"{delivery_id} {attempt.id}")
+            nursery.cancel_scope.cancel()
+
+
 async def test_attempts_are_numbered_without_gaps(autojump_clock: MockClock) -> None:
     """5.5: 1..n; 3.5: and no more of them than the policy has."""
     async with open_line() as line, trio.open_nursery() as nursery:

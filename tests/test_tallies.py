@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from primeflowd.histogram import Histogram
 from primeflowd.hookspecs import RecordedAttempt
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Delivery, Outcome, Verdict
-from primeflowd.tallies import AttemptTally, Histogram, RequestTally, loop_lags, watch_loop
+from primeflowd.tallies import AttemptTally, RequestTally, loop_lags, watch_loop
 from primeflowd.testing.factories import NOW, make_attempt, make_delivery
 
 SUCCESS = Verdict(decision="success")

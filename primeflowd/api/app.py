@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import structlog
+import trio
 from quart import Response
 from quart.globals import request_ctx
 from quart.typing import ResponseTypes
@@ -71,14 +72,22 @@ class App(QuartTrio):
         chosen = request_id.choose(request.headers.get(request_id.HEADER))
         # Each request has a task, and with it a context, of its own: nothing to unbind.
         structlog.contextvars.bind_contextvars(request_id=chosen)
+        tracing = self.gate.tracing
+        traced = None if tracing is None else tracing.begin(request.headers)
         try:
             response = await super().handle_request(request)
         except Exception as error:  # noqa: BLE001 - the framework failed before it got to a view
             response = _response(errors.answer_to(error))
+        except trio.Cancelled:
+            if traced is not None:
+                traced.end(request.method, _route(request), None, chosen)
+            raise
         for name, value in cast("_Request", request).answer_headers:
             response.headers[name] = value
         response.headers[request_id.HEADER] = chosen
-        route = request.url_rule.rule if request.url_rule is not None else None
+        route = _route(request)
+        if traced is not None:
+            traced.end(request.method, route, response.status_code, chosen)
         self.gate.requests.count(request.method, route, response.status_code)
         log.debug("answered", method=request.method, path=request.path, status=response.status_code)
         return response
@@ -94,6 +103,10 @@ class App(QuartTrio):
         assert adapter is not None
         methods = ", ".join(sorted(adapter.allowed_methods()))
         return _response(Answer(204, headers=(("Allow", methods),)))
+
+
+def _route(request: Request) -> str | None:
+    return request.url_rule.rule if request.url_rule is not None else None
 
 
 def create_app(services: Services) -> App:

@@ -24,12 +24,14 @@ class Gate:
 
     Attributes:
         requests: where who answers counts it.
+        tracing: where who answers has a span made of it; None: nowhere.
         log: where it says so; bound once, as structlog otherwise does for each line.
     """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self.requests = services.requests
+        self.tracing = services.tracing
         self.log = structlog.get_logger().bind()
         self._authenticator = Authenticator(services.storage)
         self._limiter = RateLimiter(services.config.api, services.clock)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Final, Self
 
 import structlog
+import trio
 
 from primeflowd.api import batches, errors, request_id
 from primeflowd.api.answer import Answer
@@ -105,12 +106,19 @@ async def answer(gate: Gate, route: Route, request: IngestRequest) -> tuple[Answ
     chosen = request_id.choose(request.headers.get(request_id.HEADER))
     # The context is the connection's; its next request binds another.
     structlog.contextvars.bind_contextvars(request_id=chosen)
+    traced = None if gate.tracing is None else gate.tracing.begin(request.headers)
     try:
         given = await gate.answer(route, request, {})
     except Malformed as error:
         given = errors.for_status(error.status)
     except Exception as error:  # noqa: BLE001 - one place makes answers of all of them
         given = errors.answer_to(error)
+    except trio.Cancelled:
+        if traced is not None:
+            traced.end(route.method, route.path, None, chosen)
+        raise
+    if traced is not None:
+        traced.end(route.method, route.path, given.status, chosen)
     if request.answer_headers:
         given = Answer(given.status, given.body, given.headers + request.answer_headers)
     gate.requests.count(route.method, route.path, given.status)

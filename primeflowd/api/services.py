@@ -15,6 +15,7 @@ from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
 from primeflowd.tallies import RequestTally
+from primeflowd.tracing import Tracing
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class Services:
         statistics: what /v1/stats shows.
         scrape: what /metrics shows and its content type, for the request's `Accept`.
         requests: where answers are counted.
+        tracing: where spans of requests come from; None: there are none.
         node_id: under what name this node claims at present.
         destination: what this node does for a destination at this moment.
     """
@@ -80,5 +82,6 @@ class Services:
     statistics: Callable[[], NodeStatistics]
     scrape: Callable[[str], tuple[bytes, str]]
     requests: RequestTally
+    tracing: Tracing | None = None
     node_id: Callable[[], str]
     destination: Callable[[str], DestinationNow]

@@ -6,6 +6,7 @@ autojump clock. Each write is a transaction of its own, run in the caller's task
 A test may break it (`fail_with`), or keep commits waiting (`hold()` and `resume()`).
 """
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, TypeVar
@@ -18,7 +19,9 @@ from primeflowd.builtin.memory_tx import MemoryTx
 from primeflowd.clock import Clock, SystemClock
 from primeflowd.config import Config
 from primeflowd.errors import StorageUnavailable, UniqueViolation
+from primeflowd.histogram import COMMIT_TIMES, Histogram
 from primeflowd.hookspecs import Storage, StorageStatistics, Tx, hookimpl
+from primeflowd.instants import SECOND
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ class MemoryStorage:
         self._healthy = True
         self._commits = 0
         self._failures = 0
+        self._commit_times = Histogram(SECOND, COMMIT_TIMES)
         self._held: list[Callable[[], None]] | None = None
 
     async def write(
@@ -93,6 +97,7 @@ class MemoryStorage:
             commits=self._commits,
             operations=self._commits,
             failures=self._failures,
+            commit_times=self._commit_times,
         )
 
     async def wait_for_others(self) -> None:
@@ -110,10 +115,12 @@ class MemoryStorage:
             commit()
 
     def _commit(self, function: Callable[[Tx], T], on_commit: Callable[[T], None] | None) -> T:
+        begun = time.perf_counter()
         try:
             result = self._run(function)
         except UniqueViolation:
             result = self._run(function)
+        self._commit_times.observe(round((time.perf_counter() - begun) * SECOND))
         self._commits += 1
         if on_commit is not None:
             try:

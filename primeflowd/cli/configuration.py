@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from primeflowd import config, config_file, keyring
+from primeflowd import config, config_file, keyring, span_export
 from primeflowd.cli.options import config_option, load_config
 from primeflowd.config import Config
 from primeflowd.errors import OperatorError
@@ -45,6 +45,7 @@ def check_config(path: Path | None) -> None:
     plugins.signers(settings)
     # Not entered: nothing is opened, but there is a plugin for its URL.
     plugins.open_storage(settings, None)
+    span_export.check(settings.tracing)
     click.echo(f"{origin}: ok")
 
 

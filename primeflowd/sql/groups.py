@@ -11,6 +11,7 @@ Fails with StorageUnavailable where the database fails at the beginning or at th
 connection breaks again. Blocks; used by one thread.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
@@ -22,7 +23,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from primeflowd.errors import StorageUnavailable, UniqueViolation
+from primeflowd.histogram import COMMIT_TIMES, Histogram
 from primeflowd.hookspecs import Tx
+from primeflowd.instants import SECOND
 from primeflowd.sql.failures import Collision, Disconnected, translated
 from primeflowd.sql.session import WronglyPresumed
 from primeflowd.sql.statements import Statements
@@ -75,7 +78,7 @@ class _Spoilt(Exception):
 
 class Groups:
     """Attributes:
-    healthy, commits, operations, failures: as in StorageStatistics.
+    healthy, commits, operations, failures, commit_times: as in StorageStatistics.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Groups:
         self.commits = 0
         self.operations = 0
         self.failures = 0
+        self.commit_times = Histogram(SECOND, COMMIT_TIMES)
+        self._begun = 0.0
         self._engine = engine
         self._statements = statements
         self._tell_others = tell_others
@@ -198,6 +203,7 @@ class Groups:
     # The connection
 
     def _begin(self, *, presuming: bool = False) -> SqlTx:
+        self._begun = time.perf_counter()
         try:
             if self._connection is None:
                 self._connection = self._engine.connect()
@@ -212,6 +218,7 @@ class Groups:
             self._connection.commit()
         except DBAPIError as error:
             raise translated(error)  # noqa: B904 -- it has its cause
+        self.commit_times.observe(round((time.perf_counter() - self._begun) * SECOND))
         self.healthy = True
         self.commits += 1
         self.operations += operations

@@ -62,6 +62,9 @@ def test_the_numbers_add_up(server: str, tmp_path: Path) -> None:
         assert connects + found["primeflowd_connection_reuses_total",] == CALLBACKS + 1
         assert found["primeflowd_api_requests_total", "POST", "/v1/batches", "2xx"] == CALLBACKS + 1
         assert found["primeflowd_storage_operations_total",] > CALLBACKS
+        commits = found["primeflowd_storage_commits_total",]
+        assert commits <= found["primeflowd_storage_commit_seconds_count",] <= commits + 1
+        assert 0 < found["primeflowd_storage_commit_seconds_sum",] < 60
         for name in ("ready", "storage_healthy", "lease_held", "eldest"):
             assert found[f"primeflowd_{name}",] == 1
         assert daemon.terminate() == 0

@@ -4,6 +4,7 @@ Time is Trio's and jumps while all sockets are quiet. What both servers answer t
 test_front_door_table.py and test_server.py.
 """
 
+import dataclasses
 import gc
 import json
 import resource
@@ -31,12 +32,14 @@ from primeflowd.api.client_connection import (
 from primeflowd.api.http_request import RequestReader
 from primeflowd.api.listener import GRACE
 from primeflowd.config import Api as ApiSettings
-from primeflowd.config import Config
+from primeflowd.config import Config, TracingSettings
 from primeflowd.hookspecs import BatchFilter, Page
+from primeflowd.tracing import Tracing
 from tests.api.harness import Api, open_api
 from tests.api.wire import Address, converse, replies, rest_of, serving
 from tests.network import open_files, resident_memory
 from tests.node import ACME
+from tests.spans import Sink
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 IN_PLACE = b"/v1/batches"
@@ -224,6 +227,24 @@ async def test_a_client_that_hangs_up_cancels_who_waits(
                 )
         await trio.sleep(3 * PERIOD)
         assert stuck.cancelled
+
+
+@pytest.mark.parametrize("target", [IN_PLACE, BRIDGED])
+async def test_a_client_that_hangs_up_is_seen_in_its_trace(
+    api: Api, clock: trio.testing.MockClock, target: bytes
+) -> None:
+    """As a request that came to nothing, as far as anybody knows."""
+    stuck, sink = Stuck(api), Sink()
+    tracing = Tracing(TracingSettings(), sink, api.clock)
+    api.serve(dataclasses.replace(api.services(intake=cast("Any", stuck)), tracing=tracing))
+    async with open_door(api) as (address, _):
+        async with connected(address) as stream:
+            await stream.send_all(post(api, target=target))
+            await stuck.asked.wait()
+        await trio.sleep(3 * PERIOD)
+    [span] = sink.spans
+    assert (span.name, span.failed) == ("POST /v1/batches", True)
+    assert "http.response.status_code" not in span.attributes
 
 
 async def test_what_is_committed_stays(api: Api) -> None:

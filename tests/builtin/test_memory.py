@@ -34,6 +34,9 @@ async def test_broken_as_by_a_disk() -> None:
         assert await storage.read(lambda tx: tx.note("a")) is None
         await storage.write(lambda tx: tx.put_note("a", "1"))
         assert storage.statistics().healthy
+        times = storage.statistics().commit_times
+        assert times is not None
+        assert sum(times.counts) == storage.statistics().commits == 1
 
 
 async def test_held_commits_happen_in_order_when_resumed() -> None:

@@ -63,6 +63,11 @@ def test_init_where_nothing_can_be_written(primeflowd: Run, tmp_path: Path) -> N
         ('[plugins]\nenable = ["picky"]\n[plugins.picky]\na = 1\n', "plugins.picky: a: no"),
         ('[signing]\nsigners = ["rot13"]\n', "rot13"),
         ('[storage]\nurl = "oracle://db"\n', "storage.url: no plugin opens oracle:// URLs"),
+        (
+            '[tracing]\nendpoint = "http://127.0.0.1:4318/v1/traces"\n',
+            "tracing.endpoint: opentelemetry.sdk is not installed; install primeflowd with its "
+            "extra, as primeflowd[otel], or remove the setting",
+        ),
     ],
 )
 def test_check_config_finds_what_would_stop_the_daemon(
@@ -79,6 +84,8 @@ def test_check_config_finds_what_would_stop_the_daemon(
         def configure(settings): raise ConfigError("a: no such key")
         """,
     )
+    # In the way of the packages of that name: it is as if they were not installed.
+    (site.directory / "opentelemetry.py").touch()
     (tmp_path / "primeflowd.toml").write_text(text)
     checked = primeflowd("check-config", env={"PYTHONPATH": str(site.directory)})
     assert checked.returncode == 1

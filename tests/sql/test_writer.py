@@ -100,6 +100,9 @@ async def test_what_queued_meanwhile_shares_a_commit(writer: Writer) -> None:
         assert writer.statistics().backlog == 50
     after = writer.statistics()
     assert (after.commits, after.operations, after.backlog) == (2, 51, 0)
+    assert after.commit_times is not None
+    assert sum(after.commit_times.counts) == 2
+    assert after.commit_times.total > 0
     assert len(notes(writer)) == 50
 
 
