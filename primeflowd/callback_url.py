@@ -77,6 +77,18 @@ def parse(url: str) -> Target:
     )
 
 
+def destination_of(text: str) -> str:
+    """The destination that `text` names, as `https://example.com:443` or `https://example.com`.
+
+    Raises:
+        ValueError: it names none, or more than that.
+    """
+    target = parse(text)
+    if target.request_target != "/":
+        raise ValueError("a destination has no path: scheme, host and port, as https://example.com")
+    return target.destination
+
+
 def _split(url: str) -> tuple[str, str, str]:
     """Scheme, authority and request target of any URL that is one."""
     _check_characters(url)

@@ -17,9 +17,11 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta, field
 
+from primeflowd import extra_headers
 from primeflowd.access_keys import check_org_id
+from primeflowd.callback_url import destination_of
 from primeflowd.callback_url import parse as parse_callback_url
-from primeflowd.durations import Duration, InvalidDuration, parse_delay
+from primeflowd.durations import MAX_DELAY, MIN_DELAY, Duration, InvalidDuration, parse_delay
 from primeflowd.errors import ConfigError, InvalidRequest
 from primeflowd.events import KINDS
 from primeflowd.instants import DAY, SECOND
@@ -186,8 +188,69 @@ class DeliverySettings(_Section, frozen=True):
         float,
         Meta(gt=0, le=1_000_000, description="redeliveries per second that a bulk recovery makes"),
     ] = 100.0
+    disable_after: Annotated[
+        Duration,
+        Meta(
+            description="how long every attempt to a destination must have failed, whatever came "
+            "as an answer, before it is disabled; 0s never does that"
+        ),
+    ] = Duration("0s")
     egress: Egress = field(default_factory=Egress)
     default_policy: DefaultPolicy = field(default_factory=DefaultPolicy)
+
+
+class DestinationSettings(_Section, frozen=True):
+    """What holds for one destination, whoever's callbacks go there."""
+
+    rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="attempts per second that each node may begin; 0 sets no limit",
+        ),
+    ] = 0.0
+    burst: Annotated[
+        int, Meta(ge=1, le=10_000, description="attempts that may be begun at once under rate")
+    ] = 1
+    concurrency: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="attempts that each node may have under way at once, besides what its "
+            "window allows; 0 sets no limit",
+        ),
+    ] = 0
+    timeout: Annotated[
+        Duration,
+        Meta(description="most that one attempt may take; 0s is delivery.timeout"),
+    ] = Duration("0s")
+    disabled: Annotated[
+        str,
+        Meta(max_length=500, description="why nothing is sent there; empty: it is not disabled"),
+    ] = ""
+    while_disabled: Annotated[
+        Literal["wait", "fail"],
+        Meta(
+            description="what becomes of deliveries that are due while it is disabled: wait, or "
+            "fail (as url_not_allowed)"
+        ),
+    ] = "wait"
+    disable_when_gone: Annotated[
+        bool,
+        Meta(description="disable it when an attempt is answered 410, for all URLs and orgs"),
+    ] = False
+    disable_after: Annotated[
+        Duration, Meta(description="as delivery.disable_after; 0s leaves it to that")
+    ] = Duration("0s")
+    headers: Annotated[
+        dict[str, str],
+        Meta(
+            description="headers to add to every attempt; this file shows their values, those set "
+            "by the API are encrypted"
+        ),
+    ] = field(default_factory=dict)
 
 
 class RetentionSettings(_Section, frozen=True):
@@ -330,7 +393,8 @@ class Plugins(_Section, frozen=True):
 
 
 class Config(_Section, frozen=True):
-    """The whole file. `plugin_settings` holds the `[plugins.NAME]` tables as they are."""
+    """The whole file. `plugin_settings` holds the `[plugins.NAME]` tables as they are;
+    `destinations` the `[destinations."URL"]` tables, by `scheme://host:port`."""
 
     state_directory: Annotated[
         str,
@@ -350,6 +414,7 @@ class Config(_Section, frozen=True):
     log: Log = field(default_factory=Log)
     tracing: TracingSettings = field(default_factory=TracingSettings)
     plugins: Plugins = field(default_factory=Plugins)
+    destinations: dict[str, DestinationSettings] = field(default_factory=dict)
     plugin_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -411,6 +476,7 @@ def from_mapping(tables: Mapping[str, Any], origin: str = "config") -> Config:
         }
         tables["plugin_settings"] = theirs
         tables["plugins"] = {k: v for k, v in plugins.items() if k not in theirs}
+    tables["destinations"] = _destinations(tables.get("destinations", {}), origin)
     try:
         config = msgspec.convert(tables, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -419,9 +485,56 @@ def from_mapping(tables: Mapping[str, Any], origin: str = "config") -> Config:
     return config
 
 
+def _destinations(tables: Any, origin: str) -> dict[str, DestinationSettings]:
+    """The tables of destinations, by the names that deliveries have for them."""
+    if not isinstance(tables, dict):
+        raise ConfigError(f'{origin}: destinations: expected tables, as [destinations."URL"]')
+    found: dict[str, DestinationSettings] = {}
+    for name, table in tables.items():
+        where = f'{origin}: destinations."{name}"'
+        try:
+            destination = destination_of(name)
+            checked = destination_settings(table)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if destination in found:
+            raise ConfigError(f"{where}: {destination} has a table already")
+        found[destination] = checked
+    # A table in which nothing is set is as none.
+    return {name: each for name, each in found.items() if each != DestinationSettings()}
+
+
+def destination_settings(values: Any) -> DestinationSettings:
+    """Settings of a destination from their plain values.
+
+    Raises:
+        ValueError: one is unknown or not allowed; the message begins with its name.
+    """
+    try:
+        found = msgspec.convert(values, DestinationSettings, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ValueError(_explain(str(error), DestinationSettings)) from error
+    try:
+        extra_headers.check(found.headers)
+    except ValueError as error:
+        raise ValueError(f"headers: {error}") from error
+    for name in ("timeout", "disable_after"):
+        length = getattr(found, name).micros
+        if length and not MIN_DELAY <= length <= MAX_DELAY:
+            raise ValueError(f"{name}: expected 1ms to 30d, or 0s")
+    if not found.disabled.isprintable():
+        raise ValueError("disabled: printable characters only")
+    return found
+
+
 def settings() -> Iterator[tuple[str, str, object, str]]:
-    """Every setting as (table, key, default, description); the table of top-level keys is ""."""
+    """Every setting as (table, key, default, description); the table of top-level keys is "", and
+    that of a destination stands for all of them."""
     yield from _walk("", Config())
+    yield from _walk(DESTINATION_TABLE, DestinationSettings())
+
+
+DESTINATION_TABLE: Final = 'destinations."https://example.com"'
 
 
 def _walk(table: str, section: _Section) -> Iterator[tuple[str, str, object, str]]:
@@ -456,27 +569,28 @@ def _decode(kind: type, value: object) -> object:
     raise NotImplementedError(kind)
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, root: Any = Config) -> str:
     """msgspec's `Expected ... - at `$.a.b`` as `a.b: expected ...`, with what is allowed."""
     what, at, where = message.rpartition(" - at `$")
     if not at:
         what, where = message, ""
     path = where.rstrip("`").lstrip(".")
     if what.startswith("Object contains unknown field `"):
-        known = [key for key in _declared(path).__struct_fields__ if key != "plugin_settings"]
+        fields = _declared(path, root).__struct_fields__
+        known = [key for key in fields if key != "plugin_settings"]
         key = what.split("`")[1]
         path = f"{path}.{key}" if path else key
         what = f"unknown key; known here: {', '.join(known)}"
     elif what.startswith("Invalid enum value "):
-        allowed = ", ".join(f'"{value}"' for value in get_args(_declared(path)))
+        allowed = ", ".join(f'"{value}"' for value in get_args(_declared(path, root)))
         what = f"expected one of {allowed}, not {what.removeprefix('Invalid enum value ')}"
     what = what[:1].lower() + what[1:]
     return f"{path}: {what}" if path else what
 
 
-def _declared(path: str) -> Any:
-    """The type that is declared for `a.b`, without its Meta; Config itself for the empty path."""
-    kind: Any = Config
+def _declared(path: str, root: Any) -> Any:
+    """The type that is declared for `a.b`, without its Meta; `root` itself for the empty path."""
+    kind: Any = root
     for name in filter(None, path.split(".")):
         kind = get_type_hints(kind)[name]
     return kind

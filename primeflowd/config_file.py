@@ -59,5 +59,8 @@ def _value(default: object) -> str:
     """As TOML, an array on one line."""
     if isinstance(default, tuple):
         return f"[{', '.join(map(_value, default))}]"
+    if isinstance(default, dict):
+        # None has anything in it by default.
+        return "{}"
     plain = default.text if isinstance(default, Duration) else default
     return tomli_w.dumps({"value": plain}).partition(" = ")[2].rstrip("\n")

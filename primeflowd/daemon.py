@@ -106,10 +106,12 @@ async def _serve(node: Node) -> None:
     async with trio.open_nursery() as nursery, _signals(nursery) as (asked, hurried):
         with_scope = partial(_start_scoped, nursery)
         bound = await nursery.start(_serve_api, node, app, api_closing, api_closed)
+        await node.rulebook.load()
         holding = [with_scope(node.transport.run), with_scope(node.lease.run)]
         scheduling = with_scope(node.scheduler.run)
         chores = [with_scope(node.recoveries.run), with_scope(node.housekeeping.run)]
         chores.append(with_scope(node.retention.run))
+        chores.append(with_scope(node.rulebook.run))
         chores.append(with_scope(node.events.run))
         chores.append(with_scope(partial(watch_loop, node.loop_lags)))
         nursery.start_soon(node.announcer.run)

@@ -16,19 +16,25 @@ suspended decide nothing any more, however late they end.
 A destination that answers, if only with errors, is never suspended: its attempts cost little, and
 each is owed to its delivery's retry policy at its time.
 
+An operator's rules for a destination (destination_rules.py) go on top of that: a cap on attempts at
+once, a token bucket, or that it is shut. Only those that have rules pay for them.
+
 Only `take` and `turn` block. Source of the scheme: Postfix SCHEDULER_README.
 """
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from heapq import heappop, heappush
-from typing import Literal, TypeAlias
+from math import ceil
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 import trio
 
+from primeflowd.clock import Clock, SystemClock
 from primeflowd.config import DeliverySettings
-from primeflowd.instants import Micros
+from primeflowd.destination_rules import Rules
+from primeflowd.instants import MILLISECOND, SECOND, Micros
 from primeflowd.model import Delivery
 
 Change: TypeAlias = Literal["suspended", "recovered"]
@@ -36,6 +42,9 @@ Change: TypeAlias = Literal["suspended", "recovered"]
 
 # Idle destinations are forgotten beyond this many; what is lost is a learnt window.
 _REMEMBERED = 4096
+# A bucket that is empty waits for at least so long, if it holds what comes in meanwhile: a turn of
+# the scheduler for each of a thousand tokens a second would cost more than the attempts.
+_SIP: Final[Micros] = 10 * MILLISECOND
 
 
 class Held:
@@ -45,15 +54,17 @@ class Held:
         body: the payload while it is kept; None means that the sender reads it from storage.
         dropped: a person ended it while a sender had it; it must not be started again.
         era: how often its destination had been suspended when it was taken.
+        rules: those of its destination when it was taken; None for none.
     """
 
-    __slots__ = ("body", "delivery", "dropped", "era")
+    __slots__ = ("body", "delivery", "dropped", "era", "rules")
 
     def __init__(self, delivery: Delivery, body: bytes | None) -> None:
         self.delivery = delivery
         self.body = body
         self.dropped = False
         self.era = 0
+        self.rules: Rules | None = None
 
 
 class DestinationStatistics(msgspec.Struct, frozen=True):
@@ -69,6 +80,8 @@ class DestinationStatistics(msgspec.Struct, frozen=True):
 
 class _Destination:
     __slots__ = (
+        "counted_at",
+        "dry_until",
         "era",
         "failed_cohorts",
         "failing_since",
@@ -77,13 +90,20 @@ class _Destination:
         "name",
         "probing",
         "queue",
+        "rules",
         "suspended_until",
         "suspension",
+        "tokens",
         "window",
     )
 
-    def __init__(self, name: str, window: float) -> None:
+    def __init__(self, name: str, window: float, rules: Rules | None) -> None:
         self.name = name
+        self.rules = rules
+        # As of `counted_at`; until when there is none, None where there is one.
+        self.tokens = 0.0 if rules is None else float(rules.burst)
+        self.counted_at: Micros = 0
+        self.dry_until: Micros | None = None
         self.queue: deque[Held] = deque()
         self.in_flight = 0
         self.window = window
@@ -96,9 +116,12 @@ class _Destination:
         self.in_ring = False
 
     def allowed(self) -> int:
-        if self.suspended_until is not None:
+        if self.suspended_until is not None or (self.rules is not None and self.rules.shut):
             return 0
-        return 1 if self.probing else int(self.window)
+        window = 1 if self.probing else int(self.window)
+        if self.rules is not None and self.rules.concurrency:
+            return min(window, self.rules.concurrency)
+        return window
 
     def cohort(self) -> float:
         """The part of a window's worth of attempts that one attempt makes."""
@@ -107,15 +130,22 @@ class _Destination:
     def eligible(self) -> bool:
         if not self.queue:
             return False
-        if self.suspended_until is None and not self.probing:
+        if self.rules is None and self.suspended_until is None and not self.probing:
             return self.in_flight < int(self.window)
-        return self.in_flight < self.allowed()
+        return self.dry_until is None and self.in_flight < self.allowed()
 
 
 class Destinations:
-    """The due deliveries of all destinations, handed out fairly."""
+    """The due deliveries of all destinations, handed out fairly.
 
-    def __init__(self, settings: DeliverySettings) -> None:
+    Attributes:
+        on_dry: told when a destination has spent its tokens, and when `reopen` is due for it.
+    """
+
+    def __init__(self, settings: DeliverySettings, clock: Clock | None = None) -> None:
+        self.on_dry: Callable[[Micros], None] = lambda when: None
+        self._clock = clock or SystemClock()
+        self._rules: Mapping[str, Rules] = {}
         # More than a quarter of the pool for one destination would leave too little for others
         # while it hangs; a pool too small for that shares as well as it can.
         ceiling = max(1, settings.concurrency // 4)
@@ -126,10 +156,12 @@ class Destinations:
         self._suspend_min = settings.suspend_min.micros
         self._suspend_max = settings.suspend_max.micros
         self._destinations: dict[str, _Destination] = {}
-        # Suspended, or being probed.
-        self._ill: dict[str, _Destination] = {}
+        # Suspended, being probed, or shut.
+        self._ill: dict[str, None] = {}
         # The suspended ones by when that ends; each is in here once.
         self._reopenings: list[tuple[Micros, str]] = []
+        # When destinations that are out of tokens have one again; may be out of date.
+        self._refills: list[tuple[Micros, str]] = []
         self._forget_at = _REMEMBERED
         # Destinations that may be eligible, in the order of their turns.
         self._ring: deque[_Destination] = deque()
@@ -145,7 +177,9 @@ class Destinations:
         if destination is None:
             if len(self._destinations) >= self._forget_at:
                 self._forget_idle()
-            destination = self._destinations[name] = _Destination(name, self._initial)
+            destination = self._destinations[name] = _Destination(
+                name, self._initial, self._rules.get(name)
+            )
         destination.queue.append(held)
         self._queued += 1
         self._offer(destination)
@@ -164,6 +198,9 @@ class Destinations:
             self._queued -= 1
             destination.in_flight += 1
             held.era = destination.era
+            held.rules = destination.rules
+            if held.rules is not None:
+                self._spend(destination, held.rules)
             # One more may start: pass the turn on.
             if destination.queue:
                 self._offer(destination)
@@ -232,18 +269,42 @@ class Destinations:
         return cleared
 
     def ill(self) -> Collection[str]:
-        """The destinations that are suspended or being probed. Any thread may look one up."""
+        """The destinations that are suspended, being probed, or shut by their rules. Any thread
+        may look one up."""
         return self._ill.keys()
+
+    def is_shut(self, name: str) -> bool:
+        """Whether its rules forbid to send there for now. Any thread."""
+        rules = self._rules.get(name)
+        return rules is not None and rules.shut
+
+    def govern(self, rules: Mapping[str, Rules]) -> None:
+        """Have these rules hold from now on, and no others."""
+        former, self._rules = self._rules, rules
+        for name in former.keys() | rules.keys():
+            if former.get(name) == rules.get(name):
+                continue
+            destination = self._destinations.get(name)
+            if destination is not None:
+                destination.rules = rules.get(name)
+                destination.tokens = 0.0 if destination.rules is None else destination.rules.burst
+                destination.dry_until = None
+                self._offer(destination)
+            self._mark(name)
 
     def shed(self, name: str, keep: int) -> list[Held]:
         """Take out what is queued for a destination beyond its first `keep` deliveries."""
+        if name not in self._destinations:
+            return []
         queue = self._destinations[name].queue
         shed = [queue.pop() for _ in range(len(queue) - keep)]
         self._queued -= len(shed)
         return shed
 
     def reopen(self, now: Micros) -> list[str]:
-        """End the suspensions that are over, each with a probe; the destinations' names."""
+        """End the suspensions that are over, each with a probe; the destinations' names. And give
+        those that were out of tokens their turn."""
+        self._refill(now)
         over: list[str] = []
         # Further off than any suspension is long: the clock was set back, and we do not wait for
         # it to catch up.
@@ -257,8 +318,9 @@ class Destinations:
         return over
 
     def next_reopening(self) -> Micros | None:
-        """When the first suspension ends, None if there is none."""
-        return self._reopenings[0][0] if self._reopenings else None
+        """When `reopen` is due: the first suspension ends, or a bucket has a token; None if there
+        is neither."""
+        return min((heap[0][0] for heap in (self._reopenings, self._refills) if heap), default=None)
 
     def close(self) -> None:
         """Hand out nothing more; every `take` returns None."""
@@ -298,6 +360,47 @@ class Destinations:
             self._turn.set()
             self._turn = None
 
+    def _mark(self, name: str) -> None:
+        """Enter a destination among the ill ones, or take it out."""
+        destination = self._destinations.get(name)
+        ill = destination is not None and (
+            destination.probing or destination.suspended_until is not None
+        )
+        if ill or self.is_shut(name):
+            self._ill[name] = None
+        else:
+            self._ill.pop(name, None)
+
+    def _spend(self, destination: _Destination, rules: Rules) -> None:
+        """An attempt was begun under a rate."""
+        if not rules.rate or rules.disabled is not None:
+            return
+        now = self._clock.now()
+        # The clock may have been set back: that brings no tokens.
+        gained = max(0, now - destination.counted_at) * rules.rate / SECOND
+        destination.tokens = min(float(rules.burst), destination.tokens + gained) - 1
+        destination.counted_at = now
+        if destination.tokens < 1:
+            wait = ceil((1 - destination.tokens) * SECOND / rules.rate)
+            at_least = min(_SIP, ceil((rules.burst - destination.tokens) * SECOND / rules.rate))
+            destination.dry_until = now + max(wait, at_least)
+            heappush(self._refills, (destination.dry_until, destination.name))
+            self.on_dry(destination.dry_until)
+
+    def _refill(self, now: Micros) -> None:
+        while self._refills:
+            when, name = self._refills[0]
+            destination = self._destinations.get(name)
+            if destination is not None and destination.dry_until == when:
+                rate = destination.rules.rate if destination.rules is not None else 0.0
+                # Further off than a token takes: the clock was set back.
+                longest = now + (ceil(2 * SECOND / rate) + _SIP if rate else 0)
+                if now < when <= longest:
+                    return
+                destination.dry_until = None
+                self._offer(destination)
+            heappop(self._refills)
+
     def _succeeded(self, destination: _Destination) -> Change | None:
         if destination.window >= self._max and destination.failing_since is None:
             return None  # as well as it can be
@@ -321,7 +424,7 @@ class Destinations:
         destination.probing = False
         destination.suspension = 0
         destination.window = self._initial
-        del self._ill[destination.name]
+        self._mark(destination.name)
         return "recovered"
 
     def _failed(self, destination: _Destination, now: Micros) -> Change | None:
@@ -341,14 +444,14 @@ class Destinations:
         )
         destination.suspended_until = now + destination.suspension
         heappush(self._reopenings, (destination.suspended_until, destination.name))
-        self._ill[destination.name] = destination
+        self._ill[destination.name] = None
         return "suspended"
 
     def _forget_idle(self) -> None:
         idle = [
             name
             for name, d in self._destinations.items()
-            if not d.queue and not d.in_flight and d.suspended_until is None
+            if not (d.queue or d.in_flight or d.rules) and d.suspended_until is None
         ]
         for name in idle:
             del self._destinations[name]

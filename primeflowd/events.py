@@ -14,6 +14,7 @@ from primeflowd.model import Delivery, SigningSecret
 DELIVERY_FAILED: Final = "delivery.failed"
 DESTINATION_SUSPENDED: Final = "destination.suspended"
 DESTINATION_RECOVERED: Final = "destination.recovered"
+DESTINATION_DISABLED: Final = "destination.disabled"
 SECRET_ROTATED: Final = "secret.rotated"  # noqa: S105 - a name
 SECRET_DISABLED_IN_USE: Final = "secret.disabled_in_use"  # noqa: S105 - a name
 STORAGE_RECOVERED: Final = "storage.recovered"
@@ -22,6 +23,7 @@ KINDS: Final = (
     DELIVERY_FAILED,
     DESTINATION_SUSPENDED,
     DESTINATION_RECOVERED,
+    DESTINATION_DISABLED,
     SECRET_ROTATED,
     SECRET_DISABLED_IN_USE,
     STORAGE_RECOVERED,
@@ -78,6 +80,12 @@ def destination_turned(
     kind = DESTINATION_SUSPENDED if change == "suspended" else DESTINATION_RECOVERED
     data: Data = {"destination": delivery.destination}
     return Event(kind, at, delivery.org_id, delivery.destination, data)
+
+
+def destination_disabled(destination: str, reason: str, at: Micros) -> Event:
+    """Nothing is sent there until somebody enables it: an operator's doing, or its own."""
+    data: Data = {"destination": destination, "reason": reason}
+    return Event(DESTINATION_DISABLED, at, None, destination, data)
 
 
 def secret_rotated(current: SigningSecret, former: SigningSecret | None, at: Micros) -> Event:

@@ -20,7 +20,7 @@ from primeflowd.retry_policies import EffectivePolicy
 
 StepState: TypeAlias = Literal["made", "interrupted", "under_way", "waiting", "planned"]
 HoldKind: TypeAlias = Literal[
-    "not_due", "suspended", "window", "turn", "unclaimed", "other_node", "lost_node"
+    "not_due", "disabled", "suspended", "window", "turn", "unclaimed", "other_node", "lost_node"
 ]
 
 
@@ -31,6 +31,7 @@ class DestinationNow(msgspec.Struct, frozen=True):
         queued, in_flight: deliveries that are due here, and attempts under way.
         window: attempts allowed at once at this moment, 0 while suspended.
         probing: a suspension is over and a single attempt finds out whether it answers again.
+        disabled: why an operator, or its failing, has it wait; None where it does not.
     """
 
     queued: int = 0
@@ -38,6 +39,7 @@ class DestinationNow(msgspec.Struct, frozen=True):
     window: int | None = None
     suspended_until: Micros | None = None
     probing: bool = False
+    disabled: str | None = None
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +190,9 @@ def _holds(delivery: Delivery, around: Surroundings, now: Micros) -> Iterator[Ho
             yield Hold("lost_node", f"node {node} has claimed it, and its lease is over")
         return
     there, until = around.destination, around.destination.suspended_until
+    if there.disabled is not None:
+        yield Hold("disabled", f"{delivery.destination} is disabled: {there.disabled}")
+        return
     if until is not None and until > max(now, due):
         text = f"{delivery.destination} gave no answer and is suspended until {_time(until)}"
         yield Hold("suspended", text, until)
@@ -212,7 +217,8 @@ def _remedies(delivery: Delivery, holds: Sequence[Hold], around: Surroundings) -
         for hold in holds:
             yield from _remedy(delivery, hold)
         if "not_due" in kinds:
-            limit = "but not while the destination is suspended" if "suspended" in kinds else ""
+            ill = next((kind for kind in ("suspended", "disabled") if kind in kinds), None)
+            limit = f"but not while the destination is {ill}" if ill else ""
             yield _and(f"have it attempted now: {_command(delivery, 'attempt-now')}", limit)
     elif around.in_flight is not None:
         yield (
@@ -246,6 +252,8 @@ def _remedy(delivery: Delivery, hold: Hold) -> Iterator[str]:
             f"{delivery.destination} answers the probe at {_time(hold.until)}, with whatever "
             "status; until then attempt-now does not help"
         )
+    elif hold.kind == "disabled":
+        yield f"an operator enables it: primeflowd destinations enable {delivery.destination}"
     elif hold.kind == "other_node":
         yield f"ask node {delivery.claimed_by} for its view: only it knows its window and queue"
     elif hold.kind == "lost_node":
@@ -257,8 +265,8 @@ def _remedy(delivery: Delivery, hold: Hold) -> Iterator[str]:
 
 
 _MEND: dict[FailureReason | None, str] = {
-    "url_not_allowed": "allow its address in [delivery.egress], or register a batch with another "
-    "callback_url",
+    "url_not_allowed": "allow its address in [delivery.egress], or enable its destination, or "
+    "register a batch with another callback_url",
     "gone": "make sure that the receiver is there again: it said 410, gone for good",
     "dns_error": "make sure that the name of its host resolves",
     "connection_error": "make sure that the receiver can be connected to",

@@ -24,6 +24,7 @@ from primeflowd.model import (
     Attempt,
     Batch,
     Delivery,
+    DestinationPolicy,
     Item,
     Outcome,
     Recovery,
@@ -271,6 +272,15 @@ class Tx(Protocol):
 
     def put_policy(self, policy: RetryPolicy) -> None: ...
     def delete_policy(self, org_id: str, plan_id: str) -> bool: ...
+
+    # Policies of destinations, of no org
+    def destination_policy(self, destination: str) -> DestinationPolicy | None: ...
+    def destination_policies(self) -> list[DestinationPolicy]:
+        """In the order of their destinations."""
+        ...
+
+    def put_destination_policy(self, policy: DestinationPolicy) -> None: ...
+    def delete_destination_policy(self, destination: str) -> bool: ...
 
     # Signing secrets and API keys
     def secret(self, org_id: str, secret_id: str) -> SigningSecret | None: ...

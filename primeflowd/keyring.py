@@ -61,6 +61,11 @@ def bound_to_answer(org_id: str, method: str, path: str, key: str) -> str:
     return f"answer:{org_id}:{method}:{path}:{key}"
 
 
+def bound_to_destination(destination: str) -> str:
+    """What the ciphertext of a destination's headers is bound to."""
+    return f"destination:{destination}"
+
+
 class Keyring:
     """Seals and opens under one master key. May be used by several threads at once.
 
@@ -159,6 +164,12 @@ def rotate(tx: Tx, old: Keyring, new: Keyring) -> int:
         body = new.seal(old.open(answer.body, bound_to), bound_to)
         tx.put_answer(msgspec.structs.replace(answer, body=body), replaces=answer)
         count += 1
+    for policy in tx.destination_policies():
+        if policy.sealed_headers is not None:
+            bound_to = bound_to_destination(policy.destination)
+            sealed = new.seal(old.open(policy.sealed_headers, bound_to), bound_to)
+            tx.put_destination_policy(msgspec.structs.replace(policy, sealed_headers=sealed))
+            count += 1
     _put_check(new, tx)
     return count
 

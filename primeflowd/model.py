@@ -305,3 +305,25 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     position: str | None
     created_at: Micros
     completed_at: Micros | None
+
+
+class DestinationPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has set for a destination, or what has become of it, as stored.
+
+    Attributes:
+        settings: JSON of config.DestinationSettings without headers and `disabled`; None: nothing
+            was set, or the configuration file says it all.
+        sealed_headers: ciphertext of the headers to add, as a JSON object; None for none.
+        disabled_reason: why nothing is sent there; None while it is enabled.
+        disabled_at: since when.
+        failing_since: every attempt since has failed; None where that is not known.
+    """
+
+    destination: str
+    settings: str | None
+    sealed_headers: bytes | None
+    disabled_reason: str | None
+    disabled_at: Micros | None
+    failing_since: Micros | None
+    created_at: Micros
+    updated_at: Micros

@@ -23,6 +23,7 @@ from primeflowd.model import Delivery
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
 from primeflowd.retention import Retention
+from primeflowd.rulebook import Rulebook
 from primeflowd.scheduler import Scheduler
 from primeflowd.sender import Senders
 from primeflowd.service_manager import ServiceManager
@@ -59,7 +60,7 @@ class Node:
         self._tracing = tracing
         self.tally, self.requests, self.loop_lags = AttemptTally(), RequestTally(), loop_lags()
         settings = config.delivery
-        self.destinations = Destinations(settings)
+        self.destinations = Destinations(settings, clock)
         self.heartbeat = Heartbeat(
             manager,
             storage,
@@ -71,6 +72,7 @@ class Node:
         self.scheduler = Scheduler(
             self.heartbeat.scheduling, self.destinations, clock, settings, lease
         )
+        self.rulebook = Rulebook(storage, keyring, clock, config, self.scheduler.govern)
         self.intake = Intake(
             storage, self.scheduler, clock, config, tracing.follow if tracing else None
         )
@@ -78,6 +80,7 @@ class Node:
             storage, clock, config, lambda: self.lease.node_id, self._events_made
         )
         self.intake.on_event = self.events.tell
+        self.rulebook.on_event = self.events.tell
         self.signatures = Signatures(storage, keyring, plugins.signers(config), clock)
         self.transport = Transport(settings, clock)
         self.announcer = Announcer(plugins.recorders())
@@ -95,6 +98,7 @@ class Node:
             clock=clock,
             settings=settings,
             lease=lease,
+            health=self.rulebook,
             trace_headers=tracing.headers if tracing else None,
         )
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
@@ -120,6 +124,7 @@ class Node:
             recovery_started=self.recoveries.rouse,
             node_id=lambda: self.lease.node_id,
             destination=self._destination_now,
+            destination_changed=self.rulebook.changed,
         )
         self.running = False
         self._attempts = 0
@@ -161,14 +166,18 @@ class Node:
 
     def _destination_now(self, name: str) -> DestinationNow:
         known = self.destinations.statistics().get(name)
+        disabled = self.rulebook.waits_because(name)
         if known is None:
-            return DestinationNow()
+            return DestinationNow(disabled=disabled)
         return DestinationNow(
             queued=known.queued,
             in_flight=known.in_flight,
             window=known.window,
             suspended_until=known.suspended_until,
-            probing=known.suspended_until is None and name in self.destinations.ill(),
+            probing=known.suspended_until is None
+            and name in self.destinations.ill()
+            and not self.destinations.is_shut(name),
+            disabled=disabled,
         )
 
     def statistics(self) -> NodeStatistics:

@@ -13,7 +13,8 @@ class Room:
     """Counts of held deliveries against `active_limit` and `destination_share`.
 
     Of a destination that is suspended or being probed only a few are held: else a handful of
-    dead ones, each with its share, would leave no room for those that work.
+    dead ones, each with its share, would leave no room for those that work. Of one that is shut
+    by its rules none is.
     """
 
     def __init__(self, settings: DeliverySettings, destinations: Destinations) -> None:
@@ -53,7 +54,7 @@ class Room:
         """What each destination has of its share, as `Tx.claim` wants it."""
         taken = dict(self._count)
         for name in self._destinations.ill():
-            taken[name] = taken.get(name, 0) + self.share - self.share_if_ill
+            taken[name] = taken.get(name, 0) + self.share - self._share_of(name)
         return taken
 
     def full(self, count: Mapping[str, int]) -> set[str]:
@@ -63,4 +64,6 @@ class Room:
         return {name for name, n in count.items() if n >= self.share and name not in ill}
 
     def _share_of(self, destination: str) -> int:
-        return self.share_if_ill if destination in self._destinations.ill() else self.share
+        if destination not in self._destinations.ill():
+            return self.share
+        return 0 if self._destinations.is_shut(destination) else self.share_if_ill

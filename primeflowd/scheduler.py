@@ -17,6 +17,7 @@ order of the commits: so what is held never disagrees with who has the claim.
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
@@ -24,6 +25,7 @@ import trio
 
 from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
+from primeflowd.destination_rules import Rules
 from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
@@ -90,6 +92,7 @@ class Scheduler:
         self._wake = trio.Event()
         self._closed = False
         self._orders_at = -math.inf
+        destinations.on_dry = lambda when: self._turn_by(self._trio_time(when))
         # After a commit that failed storage may show claims of ours that we do not hold: it did
         # happen, or is still to happen. Until when to look for those, and when next.
         self._failures = storage.statistics().failures
@@ -209,6 +212,19 @@ class Scheduler:
             return
         for held in self._destinations.shed(destination, self._room.share_if_ill):
             self._give_back(held)
+
+    def govern(self, rules: Mapping[str, Rules]) -> None:
+        """Have these rules of destinations hold from now on: what is queued for one that is shut
+        goes back to storage, what waits there for one that is open again is claimed."""
+        shut = {name for name in self._destinations.ill() if self._destinations.is_shut(name)}
+        self._destinations.govern(rules)
+        for name in rules:
+            if self._destinations.is_shut(name):
+                for held in self._destinations.shed(name, 0):
+                    self._give_back(held)
+                shut.discard(name)
+        if shut:
+            self._want_more()
 
     def let_go(self) -> set[str]:
         """Forget all but what senders have; the ids of what is forgotten and still claimed."""

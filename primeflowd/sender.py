@@ -18,7 +18,7 @@ for systemd to restart it.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Container
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -31,6 +31,7 @@ from primeflowd.attempts import of_interruption, of_outcome, unsent
 from primeflowd.callback_url import parse
 from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
+from primeflowd.destination_rules import Rules
 from primeflowd.destinations import Change, Destinations, Held
 from primeflowd.errors import StorageUnavailable
 from primeflowd.events import (
@@ -101,6 +102,18 @@ class Desk(Protocol):
     def turned(self, destination: str, change: Change) -> None: ...
 
 
+class Health(Protocol):
+    """Who keeps count of what becomes of attempts, to disable destinations.
+
+    Attributes:
+        failing: the destinations of which a success matters.
+    """
+
+    @property
+    def failing(self) -> Container[str]: ...
+    def ended(self, held: Held, outcome: Outcome, verdict: Verdict) -> None: ...
+
+
 class UnderWay:
     """An attempt under way.
 
@@ -143,11 +156,13 @@ class Senders:
         clock: Clock,
         settings: DeliverySettings,
         lease: Tenure,
+        health: Health | None = None,
         trace_headers: TraceHeaders | None = None,
     ) -> None:
         self._storage = storage
         self._destinations = destinations
         self._scheduler = scheduler
+        self._health = health
         self._signatures = signatures
         self._transport = transport
         self._classify = classify
@@ -251,7 +266,10 @@ class Senders:
         """Begin an attempt without a task; False if anything is missing, or odd: then nothing has
         happened, and `_attempt` finds out what it is."""
         held, delivery = attempt.held, attempt.held.delivery
+        rules = held.rules
         if held.body is None or not self._lease.covers(delivery.claimed_by):
+            return False
+        if rules is not None and rules.disabled is not None:
             return False
         try:
             target = parse(delivery.callback_url)
@@ -266,7 +284,11 @@ class Senders:
             return False
         attempt.signed = signed
         headers = _headers(delivery, attempt.id, signed, self._trace_headers)
-        attempt.request = Request(target, headers, held.body)
+        attempt.request = (
+            Request(target, headers, held.body)
+            if rules is None
+            else Request(target, _with_extra(headers, rules), held.body, rules.timeout)
+        )
         self._direct.add(attempt)
         attempt.exchange = self._transport.begin(attempt.request, attempt.ended, now)
         if attempt.exchange is None:
@@ -302,6 +324,12 @@ class Senders:
 
     async def _attempt(self, attempt: UnderWay) -> None:
         held, delivery = attempt.held, attempt.held.delivery
+        rules = held.rules
+        if rules is not None and rules.disabled is not None:
+            refusal = f"the destination is disabled: {rules.disabled}"
+            outcome = unsent("url_not_allowed", refusal, self._clock.now())
+            self._conclude(held, attempt.id, outcome, None)
+            return
         try:
             target = parse(delivery.callback_url)
         except ValueError as error:
@@ -327,7 +355,11 @@ class Senders:
             self._postpone(held, attempt.id)
             return
         headers = _headers(delivery, attempt.id, attempt.signed, self._trace_headers)
-        attempt.request = Request(target, headers, body)
+        attempt.request = (
+            Request(target, headers, body)
+            if rules is None
+            else Request(target, _with_extra(headers, rules), body, rules.timeout)
+        )
         await self._send(attempt)
 
     async def _send(self, attempt: UnderWay, unread: Unread | None = None) -> None:
@@ -366,6 +398,10 @@ class Senders:
         """Judge what an attempt met and put it on record. `signed` None: it came not so far."""
         delivery, settings = held.delivery, self._settings
         verdict = self._classify(outcome, delivery)
+        if self._health is not None and (
+            verdict.decision != "success" or delivery.destination in self._health.failing
+        ):
+            self._health.ended(held, outcome, verdict)
         after = after_attempt(
             delivery,
             verdict,
@@ -442,6 +478,14 @@ def _headers(
         *signed.headers,
     )
     return headers if of_trace is None else headers + of_trace(delivery, attempt_id)
+
+
+def _with_extra(headers: Headers, rules: Rules) -> Headers:
+    """With those that an operator adds, where a signer has not set them."""
+    if not rules.headers:
+        return headers
+    taken = {name.lower() for name, _ in headers}
+    return (*headers, *(each for each in rules.headers if each[0].lower() not in taken))
 
 
 def _tell_change(destination: str, change: Change) -> None:

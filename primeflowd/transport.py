@@ -22,6 +22,7 @@ from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
 from primeflowd.connection import Connection, NetworkFailure
 from primeflowd.connector import Connector, Resolver
+from primeflowd.durations import Duration
 from primeflowd.egress import EgressGuard
 from primeflowd.idle_connections import IdleConnections
 from primeflowd.instants import Micros
@@ -44,11 +45,13 @@ _CUT_SHORT: Final = "cut short"
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A POST to make. `headers` are printable ASCII and leave out Host and Content-Length."""
+    """A POST to make. `headers` are printable ASCII and leave out Host and Content-Length.
+    `timeout` is its own, where it has one."""
 
     target: Target
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    timeout: Duration | None = None
 
 
 class Unread(msgspec.Struct, frozen=True):
@@ -97,11 +100,14 @@ class Transport:
             limit_per_destination=settings.max_idle_per_destination,
             timeout=settings.idle_timeout.seconds,
         )
-        # Exchanges under way and when each must be over, for `run` to end; all have the same time,
-        # so the first is the next. A cancel scope for each would cost some 7 us; connecting, which
-        # is rare, has one.
+        # Exchanges under way and when each must be over, for `run` to end. Nearly all have the same
+        # time, so the first is the next; those with a time of their own are apart. A cancel scope
+        # for each would cost some 7 us; connecting, which is rare, has one.
         self._exchanges: dict[Connection, float] = {}
-        self._began = trio.Event()
+        self._apart: dict[Connection, float] = {}
+        # When `run` looks next, and how it is told that this is too late.
+        self._look_at = math.inf
+        self._sooner = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._connecting: set[trio.CancelScope] = set()
         self._in_use = 0
@@ -134,20 +140,22 @@ class Transport:
                 if deadline > now:
                     break
                 connection.end(_TOO_LATE)
-            # A little later, so that many that began together are ended together.
-            expiry = (self._idle.close_expired(now) or math.inf) + _TICK
-            if self._exchanges:
-                # Whatever begins from now on is due later.
-                first = next(iter(self._exchanges.values()))
-                await trio.sleep_until(min(first + _TICK, expiry))
-            else:
-                self._began = trio.Event()
-                with trio.move_on_at(expiry):
-                    await self._began.wait()
+            for connection, deadline in self._apart.items():
+                if deadline <= now:
+                    connection.end(_TOO_LATE)
+            expiry = self._idle.close_expired(now)
+            first = next(iter(self._exchanges.values()), None)
+            times = [time for time in (first, expiry, *self._apart.values()) if time is not None]
+            # A little later, so that many that began together are ended together. Not at once
+            # again for one that was told to end and has not yet.
+            self._look_at = max(min(times, default=math.inf), now) + _TICK
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._look_at):
+                await self._sooner.wait()
 
     def cut_short(self) -> None:
         """End every attempt under way: its `send` raises CutShort."""
-        for connection in self._exchanges:
+        for connection in (*self._exchanges, *self._apart):
             connection.end(_CUT_SHORT)
         for scope in self._connecting:
             scope.cancel()
@@ -179,9 +187,12 @@ class Transport:
             # Rare; `send` says it.
             self._give_back(destination, connection, now)
             return None
-        deadline = now + self._seconds
-        self._watch(connection, deadline)
-        exchange = Exchange(self, connection, destination, self._clock.now(), deadline, ended)
+        timeout = request.timeout
+        deadline = now + (self._seconds if timeout is None else timeout.seconds)
+        self._watch(connection, deadline, timeout)
+        exchange = Exchange(
+            self, connection, destination, self._clock.now(), deadline, timeout, ended
+        )
         rest = connection.begin(data, exchange.told)
         if rest is not None:
             self._nursery.start_soon(exchange.finish, rest)
@@ -202,7 +213,9 @@ class Transport:
         Raises:
             CutShort: by cut_short(), unless the answer was there already; or it may not be sent.
         """
-        began = unread or Unread(self._clock.now(), trio.current_time() + self._seconds)
+        timeout = request.timeout
+        seconds = self._seconds if timeout is None else timeout.seconds
+        began = unread or Unread(self._clock.now(), trio.current_time() + seconds)
         deadline, target = began.deadline, request.target
         connection: Connection | None = None
         failure: NetworkFailure | None = None
@@ -210,14 +223,16 @@ class Transport:
             data = self._prepared(request)
             if unread is None:
                 connection = self._take_idle(target.destination, trio.current_time())
-            if connection is not None and not await self._reused(connection, data, deadline):
+            if connection is not None and not await self._reused(
+                connection, data, deadline, timeout
+            ):
                 self._give_back(target.destination, connection, trio.current_time())
                 connection = None
             if connection is None:
-                connection = await self._connect(target, deadline)
+                connection = await self._connect(target, deadline, timeout)
                 if not may_send():
                     raise CutShort
-                await self._exchange(connection, data, deadline)
+                await self._exchange(connection, data, deadline, timeout)
         except NetworkFailure as error:
             failure = error
         finally:
@@ -240,7 +255,7 @@ class Transport:
             self._in_use += 1
         return connection
 
-    async def _connect(self, target: Target, deadline: float) -> Connection:
+    async def _connect(self, target: Target, deadline: float, own: Duration | None) -> Connection:
         with trio.move_on_at(deadline) as scope:
             self._connecting.add(scope)
             try:
@@ -250,45 +265,52 @@ class Transport:
         if scope.cancelled_caught:
             if trio.current_time() < deadline:
                 raise CutShort
-            raise self._too_late(None)
+            raise self._too_late(own, None)
         self._connects += 1
         self._in_use += 1
         return connection
 
-    async def _exchange(self, connection: Connection, data: bytes, deadline: float) -> None:
+    async def _exchange(
+        self, connection: Connection, data: bytes, deadline: float, own: Duration | None
+    ) -> None:
         """As Connection.exchange, to the deadline; tells apart what ended it before that."""
-        self._watch(connection, deadline)
+        self._watch(connection, deadline, own)
         try:
             await connection.exchange(data)
         except NetworkFailure as failure:
-            raise self._meant(connection, failure) from None
+            raise self._meant(connection, failure, own) from None
         finally:
-            del self._exchanges[connection]
+            del (self._exchanges if own is None else self._apart)[connection]
 
-    def _watch(self, connection: Connection, deadline: float) -> None:
+    def _watch(self, connection: Connection, deadline: float, timeout: Duration | None) -> None:
         """See to it that an exchange ends."""
-        if not self._exchanges:
-            self._began.set()
-        self._exchanges[connection] = deadline
+        if timeout is None:
+            self._exchanges[connection] = deadline
+        else:
+            self._apart[connection] = deadline
+        if deadline < self._look_at - _TICK:
+            self._sooner.set()
 
-    def _meant(self, connection: Connection, failure: NetworkFailure) -> NetworkFailure | CutShort:
+    def _meant(
+        self, connection: Connection, failure: NetworkFailure, timeout: Duration | None
+    ) -> NetworkFailure | CutShort:
         """What the failure of an exchange comes from."""
         if connection.ended_by == _CUT_SHORT:
             return CutShort()
         if connection.ended_by == _TOO_LATE:
-            return self._too_late(connection.address)
+            return self._too_late(timeout, connection.address)
         return failure
 
     def _ended(
         self, exchange: "Exchange", failure: NetworkFailure | None
     ) -> Outcome | Unread | CutShort:
-        connection = exchange.connection
-        del self._exchanges[connection]
+        connection, timeout = exchange.connection, exchange.timeout
+        del (self._exchanges if timeout is None else self._apart)[connection]
         result: Outcome | Unread | CutShort
         if failure is None:
             result = self._outcome(exchange.started_at, connection, None)
         elif connection.response.received or connection.ended_by:
-            meant = self._meant(connection, failure)
+            meant = self._meant(connection, failure, timeout)
             if isinstance(meant, CutShort):
                 result = meant
             else:
@@ -296,16 +318,18 @@ class Transport:
         else:
             result = Unread(exchange.started_at, exchange.deadline)
         # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
-        self._give_back(exchange.destination, connection, exchange.deadline - self._seconds)
+        seconds = self._seconds if timeout is None else timeout.seconds
+        self._give_back(exchange.destination, connection, exchange.deadline - seconds)
         return result
 
     def _abandon(self, exchange: "Exchange") -> None:
-        del self._exchanges[exchange.connection]
+        del (self._exchanges if exchange.timeout is None else self._apart)[exchange.connection]
         self._in_use -= 1
         exchange.connection.close()
 
-    def _too_late(self, address: str | None) -> NetworkFailure:
-        return NetworkFailure("timeout", f"no answer within {self._timeout.text}", address)
+    def _too_late(self, timeout: Duration | None, address: str | None) -> NetworkFailure:
+        text = (timeout or self._timeout).text
+        return NetworkFailure("timeout", f"no answer within {text}", address)
 
     def _give_back(self, destination: str, connection: Connection, now: float) -> None:
         self._in_use -= 1
@@ -314,10 +338,12 @@ class Transport:
         else:
             connection.close()
 
-    async def _reused(self, connection: Connection, data: bytes, deadline: float) -> bool:
+    async def _reused(
+        self, connection: Connection, data: bytes, deadline: float, own: Duration | None
+    ) -> bool:
         """Exchange over a kept connection; False if it turned out to be dead."""
         try:
-            await self._exchange(connection, data, deadline)
+            await self._exchange(connection, data, deadline, own)
         except NetworkFailure:
             if connection.response.received or connection.ended_by:
                 raise
@@ -370,6 +396,7 @@ class Exchange:
         "deadline",
         "destination",
         "started_at",
+        "timeout",
     )
 
     def __init__(
@@ -379,6 +406,7 @@ class Exchange:
         destination: str,
         started_at: Micros,
         deadline: float,
+        timeout: Duration | None,
         tell: Callable[[Outcome | Unread | CutShort], None],
     ) -> None:
         self._transport = transport
@@ -386,6 +414,7 @@ class Exchange:
         self.destination = destination
         self.started_at = started_at
         self.deadline = deadline
+        self.timeout = timeout
         self._tell: Callable[[Outcome | Unread | CutShort], None] | None = tell
         self._finishing: trio.CancelScope | None = None
 

@@ -31,6 +31,7 @@ from primeflowd.instants import SECOND, Micros
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
 from primeflowd.model import Attempt, Delivery, FailureReason, Outcome, Verdict
+from primeflowd.rulebook import Rulebook
 from primeflowd.scheduler import Scheduler
 from primeflowd.sender import Senders, TraceHeaders
 from primeflowd.signing import Signatures
@@ -208,10 +209,13 @@ class Line:
         """A node that has just been started: nothing in memory."""
         config = msgspec.structs.replace(Config(), delivery=self.settings)
         self.node_id = node_id
-        self.destinations = Destinations(self.settings)
+        self.destinations = Destinations(self.settings, self.clock)
         self.lease = Tenure(node_id)
         self.scheduler = Scheduler(
             self.storage, self.destinations, self.clock, self.settings, self.lease
+        )
+        self.rulebook = Rulebook(
+            self.storage, self.keyring, self.clock, config, self.scheduler.govern
         )
         self.intake = Intake(self.storage, self.scheduler, self.clock, config)
         self.signatures = Signatures(
@@ -229,6 +233,7 @@ class Line:
             clock=self.clock,
             settings=self.settings,
             lease=self.lease,
+            health=self.rulebook,
             trace_headers=self.trace_headers,
         )
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from primeflowd.config import (
+    DESTINATION_TABLE,
     Config,
+    DestinationSettings,
     from_mapping,
     load,
     parse_bind,
@@ -31,6 +33,7 @@ ALL_TABLES = {
     "log",
     "tracing",
     "plugins",
+    DESTINATION_TABLE,
 }
 
 
@@ -119,7 +122,7 @@ def test_a_file_sets_what_it_names_and_nothing_else(file: Path) -> None:
         (
             "stat_directory = ''",
             r"stat_directory: unknown key; known here: state_directory, api, storage, delivery, "
-            r"retention, signing, events, drain, secrets, log, tracing, plugins$",
+            r"retention, signing, events, drain, secrets, log, tracing, plugins, destinations$",
         ),
         ("[delivry]", r"delivry: unknown key; .*\bdelivery\b"),
         ("[api]\nbnd = ''", r"api\.bnd: unknown key; known here: bind, server, "),
@@ -207,7 +210,7 @@ def test_a_wrong_type_is_named_with_the_right_one(file: Path, text: str, says: s
         (
             "[events]\nkinds = ['delivery_failed']",
             "events.kinds: no such kind: 'delivery_failed'; there are delivery.failed, "
-            "destination.suspended, destination.recovered, secret.rotated, "
+            "destination.suspended, destination.recovered, destination.disabled, secret.rotated, "
             "secret.disabled_in_use, storage.recovered",
         ),
         ("[events]\ninterval = '999ms'", "events.interval: expected at least 1s"),
@@ -408,7 +411,59 @@ def test_every_field_of_every_table_is_a_setting() -> None:
         return found
 
     shown = {(table, key) for table, key, _, _ in settings()}
-    assert fields(Config(), "") - shown == {("", "plugin_settings")}
+    assert fields(Config(), "") - shown == {("", "plugin_settings"), ("", "destinations")}
+    destinations = {("", name) for _, name in fields(DestinationSettings(), "")}
+    assert destinations == {("", key) for table, key in shown if table == DESTINATION_TABLE}
+
+
+def test_tables_of_destinations() -> None:
+    """By the name that deliveries have for them, however they are spelled."""
+    tables = {
+        "https://Example.com": {"rate": 2.5, "timeout": "5s", "headers": {"X-A": "b"}},
+        "http://[::1]:8080/": {"disabled": "moves", "while_disabled": "fail"},
+        "https://nothing.example": {},
+    }
+    found = from_mapping({"destinations": tables}).destinations
+    assert found == {
+        "https://example.com:443": DestinationSettings(
+            rate=2.5, timeout=Duration("5s"), headers={"X-A": "b"}
+        ),
+        "http://[::1]:8080": DestinationSettings(disabled="moves", while_disabled="fail"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "says"),
+    [
+        ("example.com", {}, r"the URL does not start with http:// or https://$"),
+        ("https://example.com/hook", {"rate": 1}, "a destination has no path"),
+        ("https://a", {"rte": 1}, "rte: unknown key; known here: rate, burst, .*, headers$"),
+        ("https://a", {"rate": -1}, r"rate: expected `float` >= 0"),
+        ("https://a", {"burst": 0}, r"burst: expected `int` >= 1"),
+        ("https://a", {"timeout": "soon"}, r"timeout: not a duration"),
+        ("https://a", {"timeout": "31d"}, r"timeout: expected 1ms to 30d, or 0s$"),
+        ("https://a", {"disable_after": "1us"}, r"disable_after: expected 1ms to 30d, or 0s$"),
+        ("https://a", {"while_disabled": "drop"}, r'expected one of "wait", "fail", not '),
+        ("https://a", {"headers": {"Host": "b"}}, r"headers: the header Host is primeflowd's"),
+        ("https://a", {"headers": {"X": "s3cret\n"}}, r"headers: the value of X is not printable"),
+        ("https://a", {"headers": {"X": "a", "x": "b"}}, r"headers: the header x is there twice$"),
+        ("https://a", {"disabled": "a\nb"}, r"disabled: printable characters only$"),
+        ("https://a", 1, "expected `object`"),
+    ],
+)
+def test_what_a_table_of_a_destination_may_not_say(name: str, table: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        from_mapping({"destinations": {name: table}})
+    assert str(refused.value).startswith(f'config: destinations."{name}": ')
+    assert "s3cret" not in str(refused.value)
+
+
+def test_destinations_are_tables_and_each_is_there_once() -> None:
+    with pytest.raises(ConfigError, match=r"destinations: expected tables, as \[destinations"):
+        from_mapping({"destinations": ["https://a"]})
+    twice = {"https://a": {"rate": 1}, "https://a:443": {"rate": 2}}
+    with pytest.raises(ConfigError, match="https://a:443 has a table already"):
+        from_mapping({"destinations": twice})
 
 
 def test_the_configuration_is_frozen() -> None:

@@ -38,7 +38,8 @@ def test_every_setting_stands_in_its_table_with_its_meaning() -> None:
         if default is None:
             assert f"# {key} is left out by default" in text
         else:
-            where = tables
-            for name in filter(None, table.split(".")):
+            where, at = tables, tomllib.loads(f"[{table}]" if table else "")
+            while at:
+                [(name, at)] = at.items()
                 where = where[name]
             assert key in where

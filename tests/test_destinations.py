@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from primeflowd.config import DeliverySettings
+from primeflowd.destination_rules import Rules
 from primeflowd.destinations import Destinations, Held
 from primeflowd.durations import Duration
 from primeflowd.instants import SECOND
@@ -604,3 +605,103 @@ async def test_clear_takes_out_what_is_queued_and_nothing_else() -> None:
     assert await take_all(destinations) == []
     fill(destinations, A, 1)
     assert len(await take_all(destinations)) == 1
+
+
+# Rules
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.instant = NOW
+
+    def now(self) -> int:
+        return self.instant
+
+
+def governed(clock: HandClock, rules: Rules, **changes: Any) -> tuple[Destinations, list[int]]:
+    """Destinations with rules for A, and when they wanted to be looked at."""
+    destinations = Destinations(DeliverySettings(**changes), clock)
+    wanted: list[int] = []
+    destinations.on_dry = wanted.append
+    destinations.govern({A: rules})
+    return destinations, wanted
+
+
+async def test_tokens_come_with_time() -> None:
+    clock = HandClock()
+    destinations, wanted = governed(clock, Rules(rate=2, burst=3), window_initial=64)
+    fill(destinations, A, 20)
+    fill(destinations, B, 2)
+    assert len(await take_all(destinations)) == 3 + 2
+    assert wanted == [NOW + SECOND // 2] == [destinations.next_reopening()]
+    clock.instant += SECOND // 2 - 1
+    assert destinations.reopen(clock.instant) == []
+    assert await take_all(destinations) == []
+    clock.instant += 1
+    destinations.reopen(clock.instant)
+    assert len(await take_all(destinations)) == 1
+    clock.instant += 10 * SECOND  # never more than the burst
+    destinations.reopen(clock.instant)
+    assert len(await take_all(destinations)) == 3
+
+
+async def test_a_clock_set_back_keeps_nobody_waiting() -> None:
+    """A day back: the bucket is refilled at the next look, not a day later."""
+    clock = HandClock()
+    destinations, _ = governed(clock, Rules(rate=1), window_initial=64)
+    fill(destinations, A, 3)
+    assert len(await take_all(destinations)) == 1
+    clock.instant -= 86_400 * SECOND
+    destinations.reopen(clock.instant)
+    assert len(await take_all(destinations)) == 1
+    clock.instant += 2 * SECOND
+    destinations.reopen(clock.instant)
+    assert len(await take_all(destinations)) == 1
+
+
+async def test_suspended_and_out_of_tokens() -> None:
+    """A probe is one attempt like any other; it waits for its token, too."""
+    clock = HandClock()
+    rules = Rules(rate=0.1, burst=5)
+    destinations, _ = governed(
+        clock, rules, suspend_period=Duration("0s"), suspend_min=Duration("1s")
+    )
+    fill(destinations, A, 50)
+    while destinations.statistics()[A].suspended_until is None:
+        clock.instant += 10 * SECOND
+        destinations.reopen(clock.instant)
+        for one in await take_all(destinations):
+            destinations.done(one, True, clock.instant)
+    clock.instant += SECOND
+    assert destinations.reopen(clock.instant) == [A]
+    assert await take_all(destinations) == []
+    clock.instant += 9 * SECOND
+    destinations.reopen(clock.instant)
+    assert len(await take_all(destinations)) == 1
+
+
+async def test_a_shut_destination_gets_no_turn_and_is_among_the_ill() -> None:
+    destinations, _ = governed(HandClock(), Rules(disabled="x", shut=True))
+    fill(destinations, A, 3)
+    fill(destinations, B, 3)
+    assert {one.delivery.destination for one in await take_all(destinations)} == {B}
+    assert (set(destinations.ill()), destinations.is_shut(A)) == ({A}, True)
+    assert destinations.statistics()[A].window == 0
+    assert destinations.next_reopening() is None
+    destinations.govern({})
+    assert (set(destinations.ill()), destinations.is_shut(A)) == (set(), False)
+    assert len(await take_all(destinations)) == 3
+
+
+async def test_shut_while_it_is_suspended_it_stays_ill_until_both_are_over() -> None:
+    destinations = make(suspend_min=Duration("1s"))
+    fill(destinations, A, 100)
+    await suspend(destinations)
+    destinations.govern({A: Rules(disabled="x", shut=True)})
+    assert destinations.reopen(NOW + SECOND) == [A]
+    assert await take_all(destinations) == []
+    destinations.govern({})
+    assert set(destinations.ill()) == {A}
+    (probe,) = await take_all(destinations)
+    assert destinations.done(probe, False, NOW + SECOND) == "recovered"
+    assert set(destinations.ill()) == set()

@@ -23,6 +23,7 @@ ALL = {
         events.delivery_failed(FAILED),
         events.destination_turned(FAILED, "suspended", NOW),
         events.destination_turned(FAILED, "recovered", NOW),
+        events.destination_disabled("https://receiver.example:443", "it answered 410", NOW),
         events.secret_rotated(make_secret(), make_secret(), NOW),
         events.secret_disabled_in_use(make_delivery(signing_secret_id="old"), None),
         events.storage_recovered(NOW, NOW + 1_234_567, "disk full"),

@@ -162,6 +162,20 @@ def test_a_suspension_that_ends_before_it_is_due_holds_nothing_back() -> None:
     )
 
 
+def test_of_a_disabled_destination_it_says_why_and_who_can_help() -> None:
+    """5.6: it waits, due or not; attempt-now does not help."""
+    disabled = DestinationNow(disabled="moves to another host")
+    found = explained(make_delivery(claimed_by=None), destination=disabled)
+    assert kinds(found) == ["disabled"]
+    assert found.held_back_by[0].text == f"{DESTINATION} is disabled: moves to another host"
+    assert found.would_go == (
+        f"an operator enables it: primeflowd destinations enable {DESTINATION}",
+    )
+    later = explained(make_delivery(due_at=NOW + HOUR), destination=disabled)
+    assert kinds(later) == ["not_due", "disabled"]
+    assert any("not while the destination is disabled" in each for each in later.would_go)
+
+
 def test_held_back_by_its_destination() -> None:
     delivery = make_delivery(claimed_by=NODE)
     full = DestinationNow(queued=4, in_flight=5, window=5)

@@ -16,9 +16,10 @@ from primeflowd import keyring
 from primeflowd.config import Config, Secrets, from_mapping
 from primeflowd.errors import MasterKeyError
 from primeflowd.hookspecs import Storage, Tx
-from primeflowd.keyring import Keyring, bound_to_answer, bound_to_secret
+from primeflowd.keyring import Keyring, bound_to_answer, bound_to_destination, bound_to_secret
 from primeflowd.model import SigningSecret, StoredAnswer
 from primeflowd.plugins import Plugins
+from primeflowd.testing.factories import make_destination_policy
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 TEXT = base64.b64encode(KEY).decode()
@@ -347,17 +348,30 @@ async def test_6_1_rotation_moves_everything_to_the_new_key(storage: Storage) ->
     secrets = [secret("acme", "s1", b"one"), secret("acme", "s2", b"two")]
     secrets.append(secret("globex", "s3", b"three"))
     answers = [answer("k1", b"sealed", sealed=True), answer("k2", b"open", sealed=False)]
+    bound_to = bound_to_destination("https://a:443")
+    policies = [
+        make_destination_policy(
+            destination="https://a:443", sealed_headers=RING.seal(b"{}", bound_to)
+        ),
+        make_destination_policy(destination="https://b:443"),
+    ]
 
     def fill(tx: Tx) -> None:
         keyring.check(RING, tx)
+        for policy in policies:
+            tx.put_destination_policy(policy)
         for row in secrets:
             tx.put_secret(row)
         for stored in answers:
             tx.put_answer(stored)
 
     await storage.write(fill)
-    assert await storage.write(lambda tx: keyring.rotate(tx, RING, OTHER_RING)) == 4
+    assert await storage.write(lambda tx: keyring.rotate(tx, RING, OTHER_RING)) == 5
 
+    first, second = await storage.read(lambda tx: tx.destination_policies())
+    assert first.sealed_headers is not None
+    assert OTHER_RING.open(first.sealed_headers, bound_to) == b"{}"
+    assert second == policies[1]
     await storage.write(lambda tx: keyring.check(OTHER_RING, tx))
     rows = {row.id: row for row in await storage.read(lambda tx: tx.secrets(None))}
     for before, plain in zip(secrets, (b"one", b"two", b"three"), strict=True):

@@ -5,6 +5,7 @@ import socket
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -12,6 +13,7 @@ from trio.testing import MockClock
 
 from primeflowd.clock import SystemClock, TrioClock
 from primeflowd.config import Egress
+from primeflowd.durations import Duration
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Outcome
 from primeflowd.testing.receiver import Answer, Receiver, open_receiver
@@ -778,6 +780,84 @@ async def test_a_begun_attempt_has_a_deadline(nursery: trio.Nursery, size: int) 
         assert isinstance(outcome, Outcome)
         assert outcome.failure == "timeout"
         assert 200_000 <= outcome.ended_at - outcome.started_at < 2_000_000
+        assert transport_.statistics().open == 0
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_deadline_holds_where_only_idle_connections_were_watched(
+    nursery: trio.Nursery, direct: bool
+) -> None:
+    """7: the next to expire may be a minute off when the attempt is begun."""
+    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
+        transport_ = transport(timeout="200ms")
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        await trio.sleep(0.4)
+        with trio.fail_after(2):
+            if direct:
+                _, told = begin(transport_, request(receiver.url()))
+                outcome = await told.result()
+            else:
+                outcome = await transport_.send(request(receiver.url()))
+        assert isinstance(outcome, Outcome)
+        assert outcome.failure == "timeout"
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("own", ["150ms", "900ms"])
+async def test_a_timeout_of_its_own(nursery: trio.Nursery, own: str, direct: bool) -> None:
+    """7: shorter or longer than that of the others, which are under way at the same time."""
+    async with open_receiver(nursery, [Answer()] * 2 + [Answer(hang=True)]) as receiver:
+        transport_ = transport(timeout="400ms")
+        nursery.start_soon(transport_.run)
+        await both(transport_, request(receiver.url()), request(receiver.url()))
+        ours = msgspec.structs.replace(request(receiver.url()), timeout=Duration(own))
+        if direct:
+            tolds = [begin(transport_, each)[1] for each in (request(receiver.url()), ours)]
+            outcomes = [await told.result() for told in tolds]
+        else:
+            outcomes = list(await both(transport_, request(receiver.url()), ours))
+        for outcome, limit in zip(outcomes, ("400ms", own), strict=True):
+            assert isinstance(outcome, Outcome)
+            assert outcome.failure == "timeout"
+            assert outcome.error_message == f"no answer within {limit}"
+            took, least = outcome.ended_at - outcome.started_at, Duration(limit).micros
+            assert least <= took < least + 240_000
+        assert transport_.statistics().open == 0
+
+
+async def both(transport_: Transport, first: Request, second: Request) -> tuple[Outcome, Outcome]:
+    """Two attempts at once."""
+    outcomes: dict[int, Outcome] = {}
+
+    async def one(number: int, sent: Request) -> None:
+        outcomes[number] = await transport_.send(sent)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, 0, first)
+        nursery.start_soon(one, 1, second)
+    return outcomes[0], outcomes[1]
+
+
+async def test_connecting_has_the_timeout_of_the_request() -> None:
+    """7"""
+    resolver = FixedResolver(None)
+    transport_ = Transport(settings(timeout="5s"), SystemClock(), resolver=resolver)
+    sent = msgspec.structs.replace(request("http://slow.test/"), timeout=Duration("50ms"))
+    outcome = await send(transport_, sent)
+    assert (outcome.failure, outcome.error_message) == ("timeout", "no answer within 50ms")
+
+
+async def test_a_timeout_of_its_own_is_cut_short_too(nursery: trio.Nursery) -> None:
+    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
+        transport_ = transport()
+        nursery.start_soon(transport_.run)
+        await transport_.send(request(receiver.url()))
+        ours = msgspec.structs.replace(request(receiver.url()), timeout=Duration("9s"))
+        _, told = begin(transport_, ours)
+        await trio.sleep(0.05)
+        transport_.cut_short()
+        assert isinstance(await told.result(), CutShort)
         assert transport_.statistics().open == 0
 
 

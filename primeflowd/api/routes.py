@@ -5,6 +5,7 @@ from typing import Final
 from primeflowd.api import (
     batches,
     deliveries,
+    destinations,
     explain,
     health,
     items,
@@ -23,6 +24,7 @@ ROUTES: Final = (
     *queue_shape.ROUTES,
     *explain.ROUTES,
     *recoveries.ROUTES,
+    *destinations.ROUTES,
     *secrets.ROUTES,
     *keys.ROUTES,
     *health.ROUTES,

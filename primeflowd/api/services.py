@@ -11,6 +11,7 @@ import msgspec
 
 from primeflowd.clock import Clock
 from primeflowd.config import Config
+from primeflowd.destination_policies import Turn
 from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
@@ -67,6 +68,8 @@ class Services:
         tracing: where spans of requests come from; None: there are none.
         node_id: under what name this node claims at present.
         destination: what this node does for a destination at this moment.
+        destination_changed: told of a destination whose policy may have changed, and whether that
+            disabled or enabled it.
     """
 
     storage: Storage
@@ -85,3 +88,4 @@ class Services:
     tracing: Tracing | None = None
     node_id: Callable[[], str]
     destination: Callable[[str], DestinationNow]
+    destination_changed: Callable[[str, Turn | None], None]

@@ -9,6 +9,7 @@ from primeflowd.model import (
     ApiKey,
     Batch,
     Delivery,
+    DestinationPolicy,
     Recovery,
     RetryPolicy,
     SigningSecret,
@@ -53,11 +54,12 @@ class Journal:
 
 
 class MemoryAccess(Journal):
-    """Retry policies, signing secrets, API keys, stored answers, recoveries and notes."""
+    """Policies, signing secrets, API keys, stored answers, recoveries and notes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._policies: dict[tuple[str, str], RetryPolicy] = {}
+        self._destination_policies: dict[str, DestinationPolicy] = {}
         self._secrets: dict[str, SigningSecret] = {}
         self._current: dict[str, str] = {}
         self._keys: dict[str, ApiKey] = {}
@@ -80,6 +82,20 @@ class MemoryAccess(Journal):
     def delete_policy(self, org_id: str, plan_id: str) -> bool:
         exists = (org_id, plan_id) in self._policies
         self._put(self._policies, (org_id, plan_id), None)
+        return exists
+
+    def destination_policy(self, destination: str) -> DestinationPolicy | None:
+        return self._destination_policies.get(destination)
+
+    def destination_policies(self) -> list[DestinationPolicy]:
+        return [self._destination_policies[name] for name in sorted(self._destination_policies)]
+
+    def put_destination_policy(self, policy: DestinationPolicy) -> None:
+        self._put(self._destination_policies, policy.destination, policy)
+
+    def delete_destination_policy(self, destination: str) -> bool:
+        exists = destination in self._destination_policies
+        self._put(self._destination_policies, destination, None)
         return exists
 
     def secret(self, org_id: str, secret_id: str) -> SigningSecret | None:

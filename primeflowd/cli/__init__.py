@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "restore": "primeflowd.cli.restore:restore",
     "deliveries": "primeflowd.cli.deliveries:deliveries",
     "batches": "primeflowd.cli.batches:batches",
+    "destinations": "primeflowd.cli.destinations:destinations",
     "policies": "primeflowd.cli.policies:policies",
     "why": "primeflowd.cli.why:why",
     "qshape": "primeflowd.cli.qshape:qshape",

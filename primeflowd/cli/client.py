@@ -60,11 +60,11 @@ class Api:
     def post(self, path: str, body: Mapping[str, object] | None = None) -> bytes:
         return self._ask("POST", path, {}, {} if body is None else body)
 
-    def patch(self, path: str, body: Mapping[str, object]) -> bytes:
-        return self._ask("PATCH", path, {}, body)
+    def patch(self, path: str, body: Mapping[str, object], **query: object) -> bytes:
+        return self._ask("PATCH", path, query, body)
 
-    def delete(self, path: str) -> bytes:
-        return self._ask("DELETE", path, {}, None)
+    def delete(self, path: str, **query: object) -> bytes:
+        return self._ask("DELETE", path, query, None)
 
     def rows(self, path: str, limit: int, **query: object) -> list[bytes]:
         """The first `limit` rows of a list as they came, from as many pages as they take."""

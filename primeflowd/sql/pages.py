@@ -47,6 +47,7 @@ TABLES: Final[tuple[Table, ...]] = (
     # First the note by which a daemon with another master key refuses the storage.
     notes,
     tables.policies,
+    tables.destination_policies,
     tables.secrets,
     tables.keys,
     tables.recoveries,

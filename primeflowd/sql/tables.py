@@ -160,6 +160,20 @@ policies: Final = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 
+# A few rows: destinations with a policy of their own, or about to be disabled.
+destination_policies: Final = Table(
+    "destination_policies",
+    metadata,
+    Column("destination", Text, primary_key=True),
+    Column("settings", Text),
+    Column("disabled_reason", Text),
+    Column("disabled_at", BigInteger),
+    Column("failing_since", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("sealed_headers", LargeBinary),
+)
+
 secrets: Final = Table(
     "secrets",
     metadata,

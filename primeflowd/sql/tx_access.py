@@ -1,14 +1,29 @@
-"""Retry policies, signing secrets, API keys, stored answers, recoveries and notes."""
+"""Policies, signing secrets, API keys, stored answers, recoveries and notes."""
 
 from sqlalchemy import delete, select, text, tuple_
 
 from primeflowd.errors import UniqueViolation
 from primeflowd.instants import Micros
-from primeflowd.model import ApiKey, Recovery, RetryPolicy, SigningSecret, StoredAnswer
+from primeflowd.model import (
+    ApiKey,
+    DestinationPolicy,
+    Recovery,
+    RetryPolicy,
+    SigningSecret,
+    StoredAnswer,
+)
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session
 from primeflowd.sql.statements import upsert
-from primeflowd.sql.tables import answers, keys, notes, policies, recoveries, secrets
+from primeflowd.sql.tables import (
+    answers,
+    destination_policies,
+    keys,
+    notes,
+    policies,
+    recoveries,
+    secrets,
+)
 
 
 class AccessStatements(Session):
@@ -37,6 +52,35 @@ class AccessStatements(Session):
         return bool(
             self._write(
                 delete(policies).where(policies.c.org_id == org_id, policies.c.plan_id == plan_id)
+            )
+        )
+
+    # Policies of destinations
+
+    def destination_policy(self, destination: str) -> DestinationPolicy | None:
+        query = select(*rows.DESTINATION_POLICIES.columns).where(
+            destination_policies.c.destination == destination
+        )
+        found = self._read_stored(self._locking(query))
+        return rows.DESTINATION_POLICIES.value(found[0]) if found else None
+
+    def destination_policies(self) -> list[DestinationPolicy]:
+        query = select(*rows.DESTINATION_POLICIES.columns)
+        query = query.order_by(destination_policies.c.destination)
+        return [rows.DESTINATION_POLICIES.value(row) for row in self._read_stored(query)]
+
+    def put_destination_policy(self, policy: DestinationPolicy) -> None:
+        self._write(
+            upsert(self._hot.dialect, destination_policies),
+            rows.DESTINATION_POLICIES.mapping(policy),
+        )
+
+    def delete_destination_policy(self, destination: str) -> bool:
+        return bool(
+            self._write(
+                delete(destination_policies).where(
+                    destination_policies.c.destination == destination
+                )
             )
         )
 

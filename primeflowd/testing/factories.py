@@ -11,6 +11,7 @@ from primeflowd.model import (
     Attempt,
     Batch,
     Delivery,
+    DestinationPolicy,
     Item,
     Recovery,
     RetryPolicy,
@@ -124,6 +125,21 @@ def make_policy(**changes: Any) -> RetryPolicy:
         "updated_at": NOW,
     }
     return RetryPolicy(**values | changes)
+
+
+def make_destination_policy(**changes: Any) -> DestinationPolicy:
+    """The policy of a destination for which nothing is set."""
+    values: dict[str, Any] = {
+        "destination": "https://example.com:443",
+        "settings": None,
+        "sealed_headers": None,
+        "disabled_reason": None,
+        "disabled_at": None,
+        "failing_since": None,
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return DestinationPolicy(**values | changes)
 
 
 def make_secret(**changes: Any) -> SigningSecret:

@@ -137,6 +137,19 @@ def test_every_kind_is_told_and_logged(tmp_path: Path) -> None:
             assert suspended["subject"] == f"http://127.0.0.1:{away.server_port}"
             assert recovered["data"]["suspended_at"] == suspended["first_at"]
 
+            with daemon.client(daemon.create_key("*")) as anybody:
+                named = {"destination": "https://moved.example"}
+                for reason in ("moves", None):
+                    body = {"disabled_reason": reason}
+                    answer = anybody.patch("/v1/destinations/policy", params=named, json=body)
+                    assert answer.status_code == 200
+            eventually(lambda: told.payloads("destination.disabled"))
+            (disabled,) = told.payloads("destination.disabled")
+            assert disabled["data"] == {
+                "destination": "https://moved.example:443",
+                "reason": "moves",
+            }
+
             wal = tmp_path / "state" / "primeflowd.db-wal"
             limit = wal.stat().st_size + 10_000
             resource.prlimit(

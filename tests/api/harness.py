@@ -11,6 +11,7 @@ from primeflowd.access_keys import new_key
 from primeflowd.api.app import App, create_app
 from primeflowd.api.services import NodeStatistics, Performer, Services
 from primeflowd.config import Config
+from primeflowd.destination_policies import Turn
 from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
@@ -45,6 +46,7 @@ class Api:
         destinations: what the node does for them.
         requests: the answers that it counted.
         changed: orgs of which it was told that their secrets changed.
+        turns: destinations of which it was told that their policies changed, and how.
     """
 
     def __init__(self, node: Node, clock: HandClock) -> None:
@@ -55,6 +57,7 @@ class Api:
         self.delivering: set[str] = set()
         self.unready: str | None = None
         self.changed: list[str] = []
+        self.turns: list[tuple[str, Turn | None]] = []
         self.recoveries = 0
         self.requests = RequestTally()
         self.destinations: dict[str, DestinationNow] = {}
@@ -79,6 +82,7 @@ class Api:
             requests=self.requests,
             node_id=lambda: NODE,
             destination=lambda name: self.destinations.get(name, DestinationNow()),
+            destination_changed=lambda name, turn: self.turns.append((name, turn)),
         )
 
     def serve(self, services: Services) -> None:

@@ -18,6 +18,7 @@ class Desk:
     url: str
     key: str
     client: httpx.Client
+    operator_key: str = ""
 
     def run(self, *words: str, **environment: str) -> Result:
         """A command to its end; what it raised is in `exception`."""

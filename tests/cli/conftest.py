@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,4 +48,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with DaemonProcess(tmp_path_factory.mktemp("daemon")) as daemon:
         key = daemon.create_key("acme")
         with daemon.client(key) as client:
-            yield Desk(daemon.url, key, client)
+            yield Desk(daemon.url, key, client, daemon.create_key("*"))
+
+
+@pytest.fixture(scope="session")
+def operator(desk: Desk) -> Desk:
+    """Likewise, with an operator key."""
+    return replace(desk, key=desk.operator_key)

@@ -42,8 +42,8 @@ def test_help_names_every_command(primeflowd: Run) -> None:
     names = group.list_commands(click.Context(group))
     assert names == [
         *("run", "init", "check-config", "plugins", "keys", "secrets"),
-        *("migrate", "copy-storage", "backup", "restore", "deliveries", "batches", "policies"),
-        *("why", "qshape", "listen", "send", "demo"),
+        *("migrate", "copy-storage", "backup", "restore", "deliveries", "batches"),
+        *("destinations", "policies", "why", "qshape", "listen", "send", "demo"),
     ]
     for name in names:
         assert f"\n  {name} " in done.stdout

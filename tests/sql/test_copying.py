@@ -19,6 +19,7 @@ from primeflowd.testing.factories import (
     make_attempt,
     make_batch,
     make_delivery,
+    make_destination_policy,
     make_item,
     make_key,
     make_policy,
@@ -38,6 +39,10 @@ def source(tmp_path: Path) -> Engine:
     secret = make_secret(id="s0", disabled_at=5, is_current=False)
     values: dict[rows.Rows[Any], list[Any]] = {
         rows.POLICIES: [make_policy(), make_policy(plan_id="nightly")],
+        rows.DESTINATION_POLICIES: [
+            make_destination_policy(),
+            make_destination_policy(destination="https://b:443", sealed_headers=b"\0\xff"),
+        ],
         rows.SECRETS: [make_secret(), secret],
         rows.KEYS: [make_key(), make_key(label="日本")],
         rows.RECOVERIES: [make_recovery(), make_recovery()],

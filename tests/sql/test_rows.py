@@ -17,6 +17,7 @@ PAIRS: list[tuple[rows.Rows[Any], Any]] = [
     (rows.DELIVERIES, factories.make_delivery(failure_detail="x")),
     (rows.ATTEMPTS, factories.make_attempt(error_message="x")),
     (rows.POLICIES, factories.make_policy()),
+    (rows.DESTINATION_POLICIES, factories.make_destination_policy(sealed_headers=b"x")),
     (rows.SECRETS, factories.make_secret()),
     (rows.KEYS, factories.make_key(scopes=("a", "ü"))),
     (rows.ANSWERS, factories.make_answer()),

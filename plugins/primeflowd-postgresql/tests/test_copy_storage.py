@@ -23,6 +23,7 @@ from primeflowd.testing.factories import (
     make_answer,
     make_batch,
     make_delivery,
+    make_destination_policy,
     make_item,
     make_key,
     make_policy,
@@ -88,6 +89,7 @@ def source(tmp_path: Path) -> Path:
 
     def fill(tx: Tx) -> None:
         tx.put_note("master-key", "00ff")
+        tx.put_destination_policy(make_destination_policy(sealed_headers=b"\0\xff"))
         tx.put_policy(make_policy(plan_id="é"))
         tx.put_policy(make_policy(plan_id="Z"))
         tx.put_secret(make_secret(sealed=bytes(range(256))))

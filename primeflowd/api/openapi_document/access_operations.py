@@ -1,17 +1,72 @@
-"""Signing secrets, API keys, and the node."""
+"""Destinations, signing secrets, API keys, and the node."""
 
 from typing import Final
 
-from primeflowd.api import health, keys, secrets, shapes
+from primeflowd.api import destinations, health, keys, secrets, shapes
 from primeflowd.api.openapi_document.operation import (
     PAGE,
     Operation,
     Operations,
     Pages,
+    Parameter,
 )
 from primeflowd.api.services import NodeStatistics
 
+_DESTINATION: Final = Parameter(
+    "destination",
+    {
+        "type": "string",
+        "pattern": r"^https?://[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[1-9][0-9]{0,4})?/?$",
+        "examples": ["https://example.com"],
+    },
+    "which one: scheme, host and port; a port that is the scheme's own may be left out",
+    required=True,
+)
+
 OPERATIONS: Final[Operations] = {
+    destinations.list_page: Operation(
+        name="list_destinations",
+        summary="List destinations",
+        description="Those that have a policy, are disabled, or have failed for a while; newest "
+        "first, those of the configuration file last. Destinations are shared by all orgs: this "
+        "takes an operator key.",
+        query=PAGE,
+        answers={200: Pages(destinations.DestinationShape)},
+    ),
+    destinations.get: Operation(
+        name="get_destination",
+        summary="Get the policy of a destination",
+        description="404 for one that is as any other. It takes an operator key.",
+        query=(_DESTINATION,),
+        answers={200: destinations.DestinationShape},
+        refusals=(404,),
+    ),
+    destinations.change: Operation(
+        name="change_destination",
+        summary="Change the policy of a destination",
+        description="Or give it one; or disable it, or enable it. What is not named stays as it "
+        "is. It holds on this node at once, on others within 5 seconds; attempts under way end as "
+        "they began. 422 for what a table of the configuration file says. It takes an operator "
+        "key.",
+        query=(_DESTINATION,),
+        body=destinations.DestinationBody,
+        answers={200: destinations.DestinationShape},
+        refusals=(422,),
+        examples={
+            "limits": {"rate": 10, "burst": 20, "concurrency": 4, "timeout": "5s"},
+            "headers": {"headers": {"X-Gateway-Token": "t0ken"}},
+            "disable": {"disabled_reason": "moves to another host", "while_disabled": "wait"},
+            "enable": {"disabled_reason": None},
+        },
+    ),
+    destinations.delete: Operation(
+        name="delete_destination",
+        summary="Forget the policy of a destination",
+        description="It is as any other then, and enabled. It takes an operator key.",
+        query=(_DESTINATION,),
+        answers={204: None},
+        refusals=(404, 422),
+    ),
     secrets.create: Operation(
         name="create_secret",
         summary="Create a signing secret",

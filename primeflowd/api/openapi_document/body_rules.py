@@ -6,9 +6,19 @@ allow and what they forbid to a daemon, which has to agree.
 
 from typing import Any, Final
 
-from primeflowd import callback_url
+from primeflowd import callback_url, extra_headers
 from primeflowd.access_keys import ACTIONS, ADMIN, MAX_LABEL, RESOURCES
-from primeflowd.api import batches, errors, items, keys, policies, recoveries, secrets, shapes
+from primeflowd.api import (
+    batches,
+    destinations,
+    errors,
+    items,
+    keys,
+    policies,
+    recoveries,
+    secrets,
+    shapes,
+)
 from primeflowd.api.decode import MAX_PLAN_ID
 from primeflowd.api.openapi_document.json_schema import JsonSchema
 from primeflowd.events import KINDS
@@ -37,6 +47,14 @@ def _text(longest: int, description: str) -> JsonSchema:
 
 def _either(*schemas: JsonSchema) -> dict[str, Any]:
     return {"anyOf": [*schemas, {"type": "null"}]}
+
+
+def _header_names() -> str:
+    """What header names look like that are free to be set."""
+    taken = [f"{name}$" for name in sorted(extra_headers.RESERVED)]
+    taken += extra_headers.RESERVED_PREFIXES
+    any_case = ("".join(f"[{c.upper()}{c}]" if c.isalpha() else c for c in t) for t in taken)
+    return rf"^(?!{'|'.join(any_case)})[!#$%&'*+.^_`|~0-9A-Za-z-]{{1,128}}$"
 
 
 _VERBATIM: Final = "any JSON; kept as it is spelled"
@@ -170,6 +188,43 @@ RULES: Final[dict[tuple[type, str], JsonSchema]] = {
     | {"description": "RFC 3339 with a time zone, not before since; now where it is absent"},
     (recoveries.RecoverBody, "destination"): URL
     | {"description": "only what goes there: scheme, host and port, as https://example.com:443"},
+    (destinations.DestinationBody, "rate"): {
+        "description": "attempts per second that each node may begin; null or 0: no limit"
+    },
+    (destinations.DestinationBody, "burst"): {"description": "of them at once"},
+    (destinations.DestinationBody, "concurrency"): {
+        "description": "attempts that each node may have under way at once; null or 0: no limit"
+    },
+    (destinations.DestinationBody, "timeout"): _DELAY
+    | {"description": "most that an attempt may take; null: as the configuration says"},
+    (destinations.DestinationBody, "disable_after"): _DELAY
+    | {
+        "description": "how long every attempt must have failed before it is disabled; null: as "
+        "the configuration says"
+    },
+    (destinations.DestinationBody, "disable_when_gone"): {
+        "description": "disable it when an attempt is answered 410, for all URLs and orgs"
+    },
+    (destinations.DestinationBody, "while_disabled"): {
+        "description": "what becomes of deliveries that are due while it is disabled"
+    },
+    (destinations.DestinationBody, "headers"): {
+        "maxProperties": extra_headers.MAX_HEADERS,
+        "propertyNames": {"pattern": _header_names()},
+        "additionalProperties": _either(
+            {
+                "type": "string",
+                "maxLength": extra_headers.MAX_VALUE,
+                "pattern": "^([!-~]([ -~]*[!-~])?)?$",
+            }
+        ),
+        "description": "to add to every attempt, by name; values are encrypted at rest and never "
+        "shown; null takes one away",
+    },
+    (destinations.DestinationBody, "disabled_reason"): _text(
+        destinations.MAX_REASON, "disables it, and says why; null enables it"
+    )
+    | {"minLength": 1},
     (secrets.NewSecretBody, "label"): _text(secrets.MAX_LABEL, "for people"),
     (secrets.ChangeBody, "label"): _text(secrets.MAX_LABEL, "for people; null takes it away"),
     (secrets.ChangeBody, "is_current"): {"description": "true promotes it"},

@@ -32,6 +32,7 @@ _TAGS: Final = {
     "/v1/policies": ("Retry policies", "When a callback that failed is tried again."),
     "/v1/batches": ("Batches", "What callbacks are about: registered, ended, redelivered."),
     "/v1/deliveries": ("Deliveries", "Callbacks on their way, and every attempt on record."),
+    "/v1/destinations": ("Destinations", "What holds for a host, whoever's callbacks go there."),
     "/v1/callback-secrets": ("Signing secrets", "What callbacks are signed with."),
     "/v1/keys": ("API keys", "Who may do what."),
     "": ("This node", "How the node that answers is."),
@@ -125,7 +126,13 @@ def _operation(route: Route, schemas: Components) -> JsonSchema:
         for name in _PARAMETER.findall(route.path)
     ]
     parameters += [
-        {"name": each.name, "in": "query", "description": each.description, "schema": each.schema}
+        {
+            "name": each.name,
+            "in": "query",
+            "description": each.description,
+            **({"required": True} if each.required else {}),
+            "schema": each.schema,
+        }
         for each in operation.query
     ]
     if route.org != "none" or operation.may_name_org:

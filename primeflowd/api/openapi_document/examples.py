@@ -6,7 +6,7 @@ tests/api/test_openapi.py checks every one of them against the schema it stands 
 import json
 from typing import Any, Final
 
-from primeflowd.api import batches, explain, queue_shape, shapes
+from primeflowd.api import batches, destinations, explain, queue_shape, shapes
 from primeflowd.api.services import NodeStatistics
 
 REFUSALS: Final[dict[int, tuple[str, str, dict[str, str] | None]]] = {
@@ -244,6 +244,23 @@ ANSWERS: Final[dict[type, dict[str, Any]]] = {
     shapes.PublicKeyShape: {
         "id": _SIGNER,
         "public_key": "whpk_K53tDYtHgVrUBrfRPjAAbDECLziCWqwY7P4Wy1X1bRk=",
+    },
+    destinations.DestinationShape: {
+        "destination": "https://example.com:443",
+        "source": "api",
+        "rate": 10.0,
+        "burst": 20,
+        "concurrency": 4,
+        "timeout": "5s",
+        "while_disabled": "wait",
+        "disable_when_gone": False,
+        "disable_after": "0s",
+        "headers": ["X-Gateway-Token"],
+        "disabled_reason": "moves to another host",
+        "disabled_at": "2026-05-06T10:00:00Z",
+        "failing_since": None,
+        "created_at": "2026-05-01T08:30:00Z",
+        "updated_at": "2026-05-06T10:00:00Z",
     },
     shapes.KeyShape: _KEY,
     shapes.NewKeyShape: {**_KEY, "key": "pfk_0123456789abcdefghij0123456789abcdefghij"},

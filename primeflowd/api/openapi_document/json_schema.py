@@ -81,6 +81,8 @@ class Components:
                 return {"type": "string", "format": "date-time"}
             case inspect.IntType():
                 return {"type": "integer", **_bounds(info)}
+            case inspect.FloatType():
+                return {"type": "number", **_bounds(info)}
             case inspect.StrType():
                 return {"type": "string"}
             case inspect.BoolType():

@@ -31,11 +31,12 @@ class Results(msgspec.Struct, frozen=True):
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """A parameter of the query; none has to be there."""
+    """A parameter of the query."""
 
     name: str
     schema: JsonSchema
     description: str
+    required: bool = False
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Promises about retry policies, secrets, keys, stored answers, recoveries and notes."""
+"""Promises about policies, secrets, keys, stored answers, recoveries and notes."""
 
 from operator import methodcaller
 
@@ -13,6 +13,7 @@ from primeflowd.testing.factories import (
     NOW,
     ORG,
     make_answer,
+    make_destination_policy,
     make_key,
     make_policy,
     make_recovery,
@@ -56,6 +57,38 @@ class AccessPromises(Conformance):
                 assert tx.policy(ORG, "kept") is not None
 
             await storage.write(delete)
+
+    async def test_destination_policies(self) -> None:
+        """What operators set for destinations; one each, in the order of their names."""
+        async with self.open() as storage:
+            set_up = make_destination_policy()
+            full = make_destination_policy(
+                destination="https://Ä.example:443",
+                settings='{"rate":2.5}',
+                sealed_headers=b"\x00\xff",
+                disabled_reason="moves, ä",
+                disabled_at=NOW,
+                failing_since=NOW - 1,
+            )
+            changed = replace(set_up, failing_since=NOW, updated_at=NOW + 1)
+
+            def fill(tx: Tx) -> None:
+                assert tx.destination_policies() == []
+                for policy in (full, set_up, changed):
+                    tx.put_destination_policy(policy)
+                assert tx.destination_policy(set_up.destination) == changed
+                assert tx.destination_policy("https://other.example:443") is None
+
+            def delete(tx: Tx) -> None:
+                assert tx.destination_policies() == [changed, full]
+                assert tx.delete_destination_policy(changed.destination)
+                assert not tx.delete_destination_policy(changed.destination)
+                assert tx.destination_policy(changed.destination) is None
+
+            await storage.write(fill)
+            await storage.write(delete)
+            found = await storage.read(methodcaller("destination_policies"))
+            assert found == [full]
 
     async def test_secrets(self) -> None:
         """6.1"""
