@@ -6,6 +6,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def test_every_kind_is_told_and_logged(tmp_path: Path) -> None:
                 "reason": "moves",
             }
 
+            before = datetime.now(UTC)
             wal = tmp_path / "state" / "primeflowd.db-wal"
             limit = wal.stat().st_size + 10_000
             resource.prlimit(
@@ -165,7 +167,10 @@ def test_every_kind_is_told_and_logged(tmp_path: Path) -> None:
             )
             eventually(lambda: told.payloads("storage.recovered"))
             outage = told.payloads("storage.recovered")[0]["data"]
-            assert outage["lasted_ms"] > 0
+            since = datetime.fromisoformat(outage["since"])
+            assert (
+                before <= since <= datetime.now(UTC) - timedelta(milliseconds=outage["lasted_ms"])
+            )
             assert outage["cause"]
 
             # As any callback: on record, for keys of that org only, and again on request.
