@@ -171,6 +171,10 @@ class Connection:
         with suppress(OSError):
             socket.shutdown(self._socket, SHUT_RDWR)
 
+    def retire(self) -> None:
+        """See to it that it is not kept once its exchange is over."""
+        self._sound = False
+
     def close(self) -> None:
         """Close the socket, without TLS goodbyes: all that was wanted has been read."""
         self._readiness.remove(self._fd)

@@ -55,8 +55,10 @@ class Connector:
         guard: EgressGuard,
         resolver: Resolver | None = None,
         readiness: Readiness | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`resolver` stands in for the system's; `readiness` is for the connections made.
+        """`resolver` stands in for the system's; `readiness` is for the connections made; `tls` is
+        tls_context(settings.ca_file), where that was called before.
 
         Raises:
             ConfigError: `ca_file` cannot be used.
@@ -65,7 +67,7 @@ class Connector:
         self._resolver = resolver or SystemResolver()
         self._readiness = readiness
         self._timeout = settings.connect_timeout
-        self._tls = _tls_context(settings.ca_file)
+        self._tls = tls or tls_context(settings.ca_file)
         self._new_reader = partial(
             ResponseReader, settings.max_response_header, settings.max_response_body
         )
@@ -262,10 +264,13 @@ async def _dial(family: int, address: SocketAddress) -> socket.socket:
     return sock
 
 
-def _tls_context(ca_file: str) -> ssl.SSLContext:
-    """The one context of a transport: reading the trust store takes some 20 ms.
+def tls_context(ca_file: str) -> ssl.SSLContext:
+    """The one context of a transport: reading the trust store takes some 20 ms. Any thread.
 
     Verifies names and certificates, and speaks TLS 1.2 or newer: Python's own defaults.
+
+    Raises:
+        ConfigError: `ca_file` cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=ca_file or None)

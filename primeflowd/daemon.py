@@ -7,7 +7,7 @@ a non-zero exit code, for systemd to start it again. What is in storage carries 
 Drain (contract section 8), with one deadline for all of it:
     readiness red, intake closed -> scheduler stopped, destination queues closed -> wait for the
     busy senders -> cut the rest short, on record -> give all claims back -> API and storage close.
-A second signal jumps to the cut.
+A second signal jumps to the cut. SIGHUP reloads the configuration; see reload.py.
 """
 
 import faulthandler
@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -28,7 +28,7 @@ from primeflowd.api import front_door, listener, server
 from primeflowd.api.app import App, create_app
 from primeflowd.clock import SharedClock, SystemClock
 from primeflowd.config import Config, parse_bind
-from primeflowd.errors import StorageUnavailable
+from primeflowd.errors import OperatorError, StorageUnavailable
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import SECOND
 from primeflowd.keyring import check as check_master_key
@@ -37,6 +37,7 @@ from primeflowd.lease import Lease
 from primeflowd.model import new_id
 from primeflowd.node import Node
 from primeflowd.plugins import Plugins
+from primeflowd.reload import Reloader
 from primeflowd.span_export import open_export
 from primeflowd.sql.copying import check_complete
 from primeflowd.tallies import watch_loop
@@ -53,12 +54,24 @@ CLOSE_WITHIN: Final = 60.0
 claims, API and plugins, connections, and a storage that is slow to close."""
 
 
-async def run(config: Config, plugins: Plugins) -> None:
-    """Run a daemon from start to drained. `plugins` are loaded from the same `config`.
+async def run(config: Config, plugins: Plugins, source: Callable[[], Config]) -> None:
+    """Run a daemon from start to drained. `plugins` are loaded from the same `config`; `source`
+    reads its file anew, in some thread.
 
     Raises:
         OperatorError: the host or the configuration is wrong; see errors.py.
     """
+    # From the start on: it must not end a daemon that is still starting.
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        await _run(config, plugins, source, hangups)
+
+
+async def _run(
+    config: Config,
+    plugins: Plugins,
+    source: Callable[[], Config],
+    hangups: AsyncIterator[int],
+) -> None:
     manager = service_manager.take(os.environ)
     if manager.watchdog is not None:
         # SIGABRT then comes from the watchdog: leave word where each thread hung.
@@ -84,9 +97,9 @@ async def run(config: Config, plugins: Plugins) -> None:
         if freed:
             log.info("claims_recovered", deliveries=freed)
         tracing = None if spans is None else Tracing(config.tracing, spans, clock)
-        node = Node(config, storage, lease, clock, keyring, plugins, manager, tracing)
+        node = Node(config, storage, lease, clock, keyring, plugins, manager, tracing, source)
         try:
-            await _serve(node)
+            await _serve(node, hangups)
         finally:
             with trio.move_on_after(_CLOSING, shield=True):
                 await node.transport.aclose()
@@ -95,7 +108,7 @@ async def run(config: Config, plugins: Plugins) -> None:
                     await spans.aclose()
 
 
-async def _serve(node: Node) -> None:
+async def _serve(node: Node, hangups: AsyncIterator[int]) -> None:
     """Serve until a signal, then drain.
 
     Raises:
@@ -103,6 +116,7 @@ async def _serve(node: Node) -> None:
     """
     api_closing, api_closed = trio.Event(), trio.Event()
     app = create_app(node.services)
+    node.on_reloaded = app.reconfigure
     async with trio.open_nursery() as nursery, _signals(nursery) as (asked, hurried):
         with_scope = partial(_start_scoped, nursery)
         bound = await nursery.start(_serve_api, node, app, api_closing, api_closed)
@@ -122,6 +136,7 @@ async def _serve(node: Node) -> None:
         log.info("daemon_ready", url=bound[0], node_id=node.lease.node_id)
         await node.manager.tell("READY=1", f"STATUS={node.status()}")
         beating = with_scope(node.heartbeat.run)
+        chores.append(with_scope(partial(_reload_on, hangups, node.reloader)))
 
         await asked.wait()
         log.info("drain_started", sending=node.senders.busy)
@@ -154,6 +169,13 @@ async def _serve(node: Node) -> None:
         beating.cancel()
         log.info("drain_finished", cut_short=cut)
         nursery.cancel_scope.deadline = trio.current_time() + _CLOSING
+
+
+async def _reload_on(hangups: AsyncIterator[int], reloader: Reloader) -> None:
+    """Reload at each SIGHUP; several at once count as one."""
+    async for _ in hangups:
+        with suppress(OperatorError):  # it is in the log, and nothing has changed
+            await reloader.reload()
 
 
 async def _serve_api(

@@ -146,15 +146,6 @@ class Destinations:
         self.on_dry: Callable[[Micros], None] = lambda when: None
         self._clock = clock or SystemClock()
         self._rules: Mapping[str, Rules] = {}
-        # More than a quarter of the pool for one destination would leave too little for others
-        # while it hangs; a pool too small for that shares as well as it can.
-        ceiling = max(1, settings.concurrency // 4)
-        self._initial = float(min(settings.window_initial, ceiling))
-        self._max = float(min(max(settings.window_max, settings.window_initial), ceiling))
-        self._suspend_after = settings.suspend_after
-        self._suspend_period = settings.suspend_period.micros
-        self._suspend_min = settings.suspend_min.micros
-        self._suspend_max = settings.suspend_max.micros
         self._destinations: dict[str, _Destination] = {}
         # Suspended, being probed, or shut.
         self._ill: dict[str, None] = {}
@@ -169,6 +160,23 @@ class Destinations:
         self._turn: trio.Event | None = None
         self._queued = 0
         self._closed = False
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Go by `settings` from now on. A window that is wider than they allow is narrowed, for the
+        attempts to come; a suspension under way ends when it was to, if that is not beyond
+        `suspend_max`."""
+        # More than a quarter of the pool for one destination would leave too little for others
+        # while it hangs; a pool too small for that shares as well as it can.
+        ceiling = max(1, settings.concurrency // 4)
+        self._initial = float(min(settings.window_initial, ceiling))
+        self._max = float(min(max(settings.window_max, settings.window_initial), ceiling))
+        self._suspend_after = settings.suspend_after
+        self._suspend_period = settings.suspend_period.micros
+        self._suspend_min = settings.suspend_min.micros
+        self._suspend_max = settings.suspend_max.micros
+        for destination in self._destinations.values():
+            destination.window = min(destination.window, self._max)
 
     def put(self, held: Held) -> None:
         """Queue a delivery that is due."""

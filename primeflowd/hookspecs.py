@@ -505,7 +505,11 @@ def open_storage(
 
 @hookspec
 def register_signers(config: Config) -> Iterable[Signer]:  # type: ignore[empty-body]  # a specification has none
-    """Signers that `[signing] signers` can name. Called once at start."""
+    """Signers that `[signing] signers` can name.
+
+    Called at start, and anew with each configuration that is reloaded; attempts under way go on
+    with the signers of before.
+    """
 
 
 @hookspec(firstresult=True)

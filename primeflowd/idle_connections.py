@@ -13,12 +13,21 @@ class IdleConnections:
     """Keeps at most `limit` connections, `limit_per_destination` each, `timeout` seconds long."""
 
     def __init__(self, limit: int, limit_per_destination: int, timeout: float) -> None:
-        self._limit = limit
-        self._limit_per_destination = limit_per_destination
-        self._timeout = timeout
         self._stacks: dict[str, list[Connection]] = {}
         # Oldest first. (A plain dict would step over the gaps at its front at every look.)
         self._by_age: OrderedDict[Connection, str] = OrderedDict()
+        self.reconfigure(limit, limit_per_destination, timeout)
+
+    def reconfigure(self, limit: int, limit_per_destination: int, timeout: float) -> None:
+        """Other limits, for what is kept already, too."""
+        self._limit = limit
+        self._limit_per_destination = limit_per_destination
+        self._timeout = timeout
+        for stack in list(self._stacks.values()):
+            for connection in stack[: max(0, len(stack) - limit_per_destination)]:
+                self._discard(connection)
+        while len(self._by_age) > limit:
+            self._discard(next(iter(self._by_age)))
 
     def __len__(self) -> int:
         return len(self._by_age)
@@ -55,6 +64,10 @@ class IdleConnections:
     def close_all(self) -> None:
         """Close every one, and keep none from now on."""
         self._limit_per_destination = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Close every one."""
         while self._by_age:
             self._discard(next(iter(self._by_age)))
 

@@ -72,13 +72,17 @@ class Intake:
         self._storage = storage
         self._schedule = schedule
         self._clock = clock
-        self._default_policy = config.delivery.default_policy
-        self._max_backlog = config.storage.max_backlog
+        self.reconfigure(config)
         self._follow = follow
         self._closed = False
         self.accepted = 0
         self.cancelled = 0
         self.on_event: Callable[[Event], None] = _nothing
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by `config` from the next operation on."""
+        self._default_policy = config.delivery.default_policy
+        self._max_backlog = config.storage.max_backlog
 
     def close(self) -> None:
         """Refuse everything from now on, with Draining."""
@@ -104,12 +108,13 @@ class Intake:
             raise StorageUnavailable("this node is cut off from its storage")
         if self._storage.statistics().backlog >= self._max_backlog:
             raise Overloaded("too many writes are waiting to be stored", retry_after=1)
+        default_policy = self._default_policy
 
         def function(tx: Tx) -> tuple[T, Unit]:
             unit = Unit(
                 tx=tx,
                 now=self._clock.now(),
-                default_policy=self._default_policy,
+                default_policy=default_policy,
                 node_for=self._schedule.node_for,
             )
             result = operation(unit)

@@ -1,6 +1,7 @@
 """Logging: what a line looks like and what must not be on it.
 
-`configure` is called once, by the command line, before anything is logged. Every event is one line
+`configure` is called once, by the command line, before anything is logged; of what it sets, the
+level alone may change later. Every event is one line
 on standard error, logfmt or JSON: `timestamp` (RFC 3339, UTC), `level`, `event`, then the fields
 given at the call and those bound to the context, such as `request_id`. A traceback is a field,
 `exception`, with its newlines escaped. Log records and warnings of libraries take the same way.
@@ -42,6 +43,8 @@ _HIDDEN: Final = "[hidden]"
 # Long enough to spare the prefixes that we show to tell keys apart. No word boundary before it: an
 # escaped newline ends in a letter.
 _SECRET_TEXT: Final = re.compile(r"(pfk_|whsec_)[\w+/=-]{16,}")
+# What all loggers of the last `configure` are made of; a new level gives it other methods.
+_logger_class: type = type("Logger", (), {})
 _BARE_VALUE: Final = re.compile(r"[^\s\"=\\]+")
 
 
@@ -49,8 +52,10 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     """Send all logging of this process to `stream` (standard error) as `settings` say.
 
     Loggers that were used before this call keep to it too; those used after it are bound to these
-    settings for good, which is what makes a disabled `debug` call cost next to nothing.
+    settings for good, but for the level (`set_level`), which is what makes a disabled `debug` call
+    cost next to nothing.
     """
+    global _logger_class
     stream = stream or sys.stderr
     render = _json if settings.format == "json" else _logfmt
     shared: list[Processor] = [
@@ -60,13 +65,22 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
         structlog.processors.format_exc_info,
         hide_secrets,
     ]
+    _logger_class = type("Logger", (structlog.make_filtering_bound_logger(settings.level),), {})
     structlog.configure(
         processors=[*shared, render],
-        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+        wrapper_class=_logger_class,
         logger_factory=lambda *_: _LineLogger(stream),
         cache_logger_on_first_use=True,
     )
     _route_standard_library(settings, shared, render, stream)
+
+
+def set_level(settings: Log) -> None:
+    """Log from another level up: all loggers, those that were bound before, too."""
+    for name, method in vars(structlog.make_filtering_bound_logger(settings.level)).items():
+        if not name.startswith("__"):
+            setattr(_logger_class, name, method)
+    logging.getLogger().setLevel(_library_level(settings))
 
 
 def hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -138,6 +152,10 @@ class _LineLogger(structlog.WriteLogger):
     fatal = failure = err = error = critical = exception = msg
 
 
+def _library_level(settings: Log) -> int:
+    return max(logging.WARNING, logging.getLevelNamesMapping()[settings.level.upper()])
+
+
 def _route_standard_library(
     settings: Log, shared: list[Processor], render: Processor, stream: TextIO
 ) -> None:
@@ -151,7 +169,7 @@ def _route_standard_library(
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[settings.level.upper()]))
+    root.setLevel(_library_level(settings))
     logging.captureWarnings(capture=True)
     # A broken stream is not worth a traceback on that same stream.
     logging.raiseExceptions = False

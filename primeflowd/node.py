@@ -3,13 +3,15 @@
 Nothing here runs or waits. Where a lower part calls a higher one, this passes it a plain callable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from primeflowd import log
 from primeflowd.announcer import Announcer
 from primeflowd.api.services import NodeStatistics, Services
 from primeflowd.clock import Clock
 from primeflowd.config import Config
 from primeflowd.destinations import Destinations
+from primeflowd.errors import Draining
 from primeflowd.event_callbacks import EventCallbacks
 from primeflowd.explanation import DestinationNow
 from primeflowd.heartbeat import Heartbeat
@@ -22,6 +24,7 @@ from primeflowd.metrics import Metrics, Reading
 from primeflowd.model import Delivery
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
+from primeflowd.reload import Prepared, Reloaded, Reloader
 from primeflowd.retention import Retention
 from primeflowd.rulebook import Rulebook
 from primeflowd.scheduler import Scheduler
@@ -38,6 +41,7 @@ class Node:
 
     Attributes:
         running: it serves; until then, /readyz says that it is starting.
+        on_reloaded: told of a new configuration, with all other parts.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class Node:
         plugins: Plugins,
         manager: ServiceManager,
         tracing: Tracing | None,
+        source: Callable[[], Config],
     ) -> None:
+        """`source` reads `config` anew, in some thread."""
         self.config = config
         self.manager = manager
         self.storage = storage
@@ -104,6 +110,7 @@ class Node:
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
         self.housekeeping = Housekeeping(storage, self.signatures, clock, self.events.tell)
         self.retention = Retention(storage, config.retention, clock, self._is_eldest)
+        self.reloader = Reloader(config, source, plugins, self._apply, manager.tell, self.status)
         lease.on_lapsed = self.transport.cut_short
         lease.on_lost = self._lost
         lease.on_freed = self.scheduler.rouse
@@ -125,9 +132,33 @@ class Node:
             node_id=lambda: self.lease.node_id,
             destination=self._destination_now,
             destination_changed=self.rulebook.changed,
+            reload=self._reload,
         )
         self.running = False
+        self.on_reloaded: Callable[[Config], None] = lambda _: None
         self._attempts = 0
+
+    async def _reload(self) -> Reloaded:
+        if self.intake.closed:
+            raise Draining("this node is shutting down", retry_after=1)
+        return await self.reloader.reload()
+
+    def _apply(self, new: Prepared) -> None:
+        """Have every part go by a new configuration. Nobody runs meanwhile but storage's threads,
+        and these ask for single values only."""
+        config = self.config = self.services.config = new.config
+        settings = config.delivery
+        log.set_level(config.log)
+        self.destinations.reconfigure(settings)
+        self.rulebook.reconfigure(config)
+        self.scheduler.reconfigure(settings)
+        self.intake.reconfigure(config)
+        self.signatures.reconfigure(new.signers)
+        self.transport.reconfigure(new.loaded)
+        self.senders.reconfigure(settings)
+        self.recoveries.reconfigure(settings)
+        self.retention.reconfigure(config.retention)
+        self.on_reloaded(config)
 
     def _recorded(self, record: RecordedAttempt) -> None:
         self._attempts += 1

@@ -65,21 +65,10 @@ class Registry:
         Raises:
             PluginError: it cannot be used.
         """
-        found = installed(name)
-        if not found:
-            raise PluginError(
-                f'plugins.enable: no plugin "{name}" is installed ({names_installed()}); install '
-                "its distribution where primeflowd is installed, or take the name out"
-            )
-        if len(found) > 1:
-            raise PluginError(
-                f'plugins.enable: "{name}" is the name of several installed plugins ('
-                + ", ".join(sorted(map(distribution, found)))
-                + "); uninstall all but one"
-            )
-        label = label_of(found[0])
+        entry = find(name)
+        label = label_of(entry)
         try:
-            plugin = found[0].load()
+            plugin = entry.load()
         except FAULTS as error:
             raise PluginError(
                 f"{label}: cannot be imported: {type(error).__name__}: {_one_line(error)}; "
@@ -181,6 +170,27 @@ def check_tables(enabled: Iterable[str], tables: Iterable[str]) -> list[str]:
             remedy = f'did you mean "{close[0]}"?' if close else names_installed()
             raise ConfigError(f"plugins.{name}: no such plugin is installed; {remedy}")
     return idle
+
+
+def find(name: str) -> EntryPoint:
+    """The one plugin of this name, not imported.
+
+    Raises:
+        PluginError: there is none, or several.
+    """
+    found = installed(name)
+    if not found:
+        raise PluginError(
+            f'plugins.enable: no plugin "{name}" is installed ({names_installed()}); install '
+            "its distribution where primeflowd is installed, or take the name out"
+        )
+    if len(found) > 1:
+        raise PluginError(
+            f'plugins.enable: "{name}" is the name of several installed plugins ('
+            + ", ".join(sorted(map(distribution, found)))
+            + "); uninstall all but one"
+        )
+    return found[0]
 
 
 def installed(name: str | None = None) -> tuple[EntryPoint, ...]:

@@ -29,6 +29,7 @@ from primeflowd.plugin_loading import (
     Registry,
     at_start,
     check_tables,
+    find,
     names_installed,
 )
 
@@ -195,6 +196,18 @@ class Plugins:
         if last is None or now - last >= _LOG_INTERVAL:
             self._logged[hook.plugin, name] = now
             log.error("plugin_failed", plugin=hook.plugin, hook=name, exc_info=error)
+
+
+def check_names(config: Config) -> None:
+    """Check what can be told of `[plugins]` without loading one.
+
+    Raises:
+        PluginError: one that is enabled is not installed, or several of that name are.
+        ConfigError: there are settings for none.
+    """
+    for name in config.plugins.enable:
+        find(name)
+    check_tables(config.plugins.enable, config.plugin_settings)
 
 
 def _registered(hook: Implementation, config: Config) -> list[Any]:

@@ -60,6 +60,11 @@ class Records:
         self._hurried = trio.Event()
         self._lot = trio.lowlevel.ParkingLot()
 
+    def reconfigure(self, limit: int) -> None:
+        """Go by another limit."""
+        self._limit = limit
+        self._lot.unpark_all()
+
     def __len__(self) -> int:
         """How many are not stored yet."""
         return len(self._waiting) + len(self._writing)

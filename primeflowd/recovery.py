@@ -79,9 +79,13 @@ class Recoveries:
         self._storage = storage
         self._is_eldest = is_eldest
         self._intake = intake
+        self._wake = trio.Event()
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Keep this pace from the next page on."""
         self._rate = settings.recovery_rate
         self._page = max(1, min(_MAX_PAGE, int(settings.recovery_rate)))
-        self._wake = trio.Event()
 
     def rouse(self) -> None:
         """There is a new job."""

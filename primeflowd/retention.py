@@ -80,20 +80,32 @@ class Retention:
         self._settings = settings
         self._clock = clock
         self._is_eldest = is_eldest
+        self._nap = trio.CancelScope()
         # Everything up to here was looked at, since then.
         self._bodies_after = ""
         self._bodies_began: Micros = 0
 
+    def reconfigure(self, settings: RetentionSettings) -> None:
+        """Go by `settings` from now on; the next purge begins `every` after the last one."""
+        self._settings = settings
+        self._nap.cancel()
+
     async def run(self) -> None:
         """Purge now and then, until cancelled."""
         while True:
-            await trio.sleep(self._settings.every.seconds)
+            await self._pause()
             try:
                 await self._purge()
             except StorageUnavailable as error:
                 log.warning("purge_delayed", error=str(error))
             except _Resigned:
                 self.purged_at = None
+
+    async def _pause(self) -> None:
+        since = trio.current_time()
+        while (until := since + self._settings.every.seconds) > trio.current_time():
+            with trio.CancelScope() as self._nap:
+                await trio.sleep_until(until)
 
     async def _purge(self) -> None:
         self._check_eldest()

@@ -18,12 +18,16 @@ class Room:
     """
 
     def __init__(self, settings: DeliverySettings, destinations: Destinations) -> None:
-        self.limit = settings.active_limit
-        self.share = max(1, int(settings.active_limit * settings.destination_share))
-        self.share_if_ill = min(self.share, settings.window_initial)
         self._destinations = destinations
         self._count: dict[str, int] = {}
         self._total = 0
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Other limits; what is held beyond them stays until it goes by itself."""
+        self.limit = settings.active_limit
+        self.share = max(1, int(settings.active_limit * settings.destination_share))
+        self.share_if_ill = min(self.share, settings.window_initial)
 
     def left(self) -> int:
         """How many more fit in, whatever their destinations."""

@@ -99,6 +99,12 @@ class Scheduler:
         self._doubtful_until = -math.inf
         self._stray_at = math.inf
 
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Go by `settings` from the next claim on."""
+        self._horizon = settings.horizon.micros
+        self._room.reconfigure(settings)
+        self._want_more()
+
     @property
     def node_id(self) -> str:
         """Under what name this node claims. Any thread."""

@@ -182,6 +182,13 @@ class Senders:
         # Whoever waits for an attempt to end waits for this.
         self._end: trio.Event | None = None
 
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Go by `settings` from now on. Where more is under way than they allow, nothing is begun
+        until enough has ended."""
+        self._settings = settings
+        self._records.reconfigure(2 * settings.concurrency)
+        self._tell_end()
+
     def is_sending(self, delivery_id: str) -> bool:
         """Whether a sender is on this delivery now: what the API shows as `delivering`."""
         return delivery_id in self._busy

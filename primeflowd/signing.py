@@ -181,6 +181,10 @@ class Signatures:
         self._used[delivery.org_id, first.id] = now
         return Signed(tuple(headers.values()), first.id)
 
+    def reconfigure(self, signers: Sequence[Signer]) -> None:
+        """Sign with these from the next attempt on."""
+        self._signers = tuple(signers)
+
     def forget(self, org_id: str) -> None:
         """Read this org's secrets anew at the next attempt; call it once a change is committed."""
         self._held.pop(org_id, None)

@@ -10,9 +10,10 @@ turns them into Outcomes. Cancelled passes through and leaves no socket behind.
 
 import math
 import re
+import ssl
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 import trio
@@ -21,7 +22,7 @@ from primeflowd.callback_url import Target
 from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
 from primeflowd.connection import Connection, NetworkFailure
-from primeflowd.connector import Connector, Resolver
+from primeflowd.connector import Connector, Resolver, SystemResolver, tls_context
 from primeflowd.durations import Duration
 from primeflowd.egress import EgressGuard
 from primeflowd.idle_connections import IdleConnections
@@ -77,8 +78,24 @@ class TransportStatistics(msgspec.Struct, frozen=True):
     reuses: int
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """A `[delivery]` table, and what it names, read."""
+
+    settings: DeliverySettings
+    tls: ssl.SSLContext
+
+    @classmethod
+    def of(cls, settings: DeliverySettings) -> Self:
+        """Blocks on reading the trust store. Any thread.
+
+        Raises:
+            ConfigError: `ca_file` cannot be used.
+        """
+        return cls(settings, tls_context(settings.ca_file))
+
+
 class Transport:
-    """Sends requests under one `[delivery]` table."""
+    """Sends requests under one `[delivery]` table; under another one from `reconfigure` on."""
 
     def __init__(
         self, settings: DeliverySettings, clock: Clock, *, resolver: Resolver | None = None
@@ -89,17 +106,10 @@ class Transport:
             ConfigError: `ca_file` cannot be used.
         """
         self._clock = clock
-        self._timeout = settings.timeout
-        self._seconds = settings.timeout.seconds
-        self._guard = EgressGuard(settings.egress)
+        self._resolver = resolver or SystemResolver()
         self._ready_set = ReadySet()
-        self._connector = Connector(settings, self._guard, resolver, self._ready_set)
-        # Twice what is under way at once: room for destinations that take turns.
-        self._idle = IdleConnections(
-            limit=2 * settings.concurrency,
-            limit_per_destination=settings.max_idle_per_destination,
-            timeout=settings.idle_timeout.seconds,
-        )
+        self._idle = IdleConnections(*_idle_limits(settings))
+        self._go_by(Loaded.of(settings))
         # Exchanges under way and when each must be over, for `run` to end. Nearly all have the same
         # time, so the first is the next; those with a time of their own are apart. A cancel scope
         # for each would cost some 7 us; connecting, which is rare, has one.
@@ -113,6 +123,33 @@ class Transport:
         self._in_use = 0
         self._connects = 0
         self._reuses = 0
+
+    def reconfigure(self, loaded: Loaded) -> None:
+        """Go by `loaded` from now on.
+
+        Attempts under way end by the deadline that they began with. A connection is not used again
+        if it was made under other settings of who may be connected to, how, or how much is read.
+        """
+        before = self._settings
+        self._go_by(loaded)
+        # Their time is not that of those to come.
+        self._apart |= self._exchanges
+        self._exchanges.clear()
+        self._idle.reconfigure(*_idle_limits(loaded.settings))
+        # A file of the same name may hold other authorities now.
+        if loaded.settings.ca_file or _bound(loaded.settings) != _bound(before):
+            self._idle.clear()
+            for connection in self._apart:
+                connection.retire()
+        self._sooner.set()
+
+    def _go_by(self, loaded: Loaded) -> None:
+        self._settings, self._timeout = loaded.settings, loaded.settings.timeout
+        self._seconds = self._timeout.seconds
+        self._guard = EgressGuard(loaded.settings.egress)
+        self._connector = Connector(
+            loaded.settings, self._guard, self._resolver, self._ready_set, loaded.tls
+        )
 
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
@@ -191,7 +228,7 @@ class Transport:
         deadline = now + (self._seconds if timeout is None else timeout.seconds)
         self._watch(connection, deadline, timeout)
         exchange = Exchange(
-            self, connection, destination, self._clock.now(), deadline, timeout, ended
+            self, connection, destination, self._clock.now(), now, deadline, timeout, ended
         )
         rest = connection.begin(data, exchange.told)
         if rest is not None:
@@ -259,7 +296,7 @@ class Transport:
         with trio.move_on_at(deadline) as scope:
             self._connecting.add(scope)
             try:
-                connection = await self._connector.connect(target)
+                connection = await self._connected(target)
             finally:
                 self._connecting.discard(scope)
         if scope.cancelled_caught:
@@ -269,6 +306,15 @@ class Transport:
         self._connects += 1
         self._in_use += 1
         return connection
+
+    async def _connected(self, target: Target) -> Connection:
+        while True:
+            connector = self._connector
+            connection = await connector.connect(target)
+            if connector is self._connector:
+                return connection
+            # By settings that hold no more: nothing may be sent where those of now refuse it.
+            connection.close()
 
     async def _exchange(
         self, connection: Connection, data: bytes, deadline: float, own: Duration | None
@@ -280,7 +326,7 @@ class Transport:
         except NetworkFailure as failure:
             raise self._meant(connection, failure, own) from None
         finally:
-            del (self._exchanges if own is None else self._apart)[connection]
+            self._unwatch(connection)
 
     def _watch(self, connection: Connection, deadline: float, timeout: Duration | None) -> None:
         """See to it that an exchange ends."""
@@ -290,6 +336,10 @@ class Transport:
             self._apart[connection] = deadline
         if deadline < self._look_at - _TICK:
             self._sooner.set()
+
+    def _unwatch(self, connection: Connection) -> None:
+        if self._exchanges.pop(connection, None) is None:
+            del self._apart[connection]
 
     def _meant(
         self, connection: Connection, failure: NetworkFailure, timeout: Duration | None
@@ -305,7 +355,7 @@ class Transport:
         self, exchange: "Exchange", failure: NetworkFailure | None
     ) -> Outcome | Unread | CutShort:
         connection, timeout = exchange.connection, exchange.timeout
-        del (self._exchanges if timeout is None else self._apart)[connection]
+        self._unwatch(connection)
         result: Outcome | Unread | CutShort
         if failure is None:
             result = self._outcome(exchange.started_at, connection, None)
@@ -318,12 +368,11 @@ class Transport:
         else:
             result = Unread(exchange.started_at, exchange.deadline)
         # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
-        seconds = self._seconds if timeout is None else timeout.seconds
-        self._give_back(exchange.destination, connection, exchange.deadline - seconds)
+        self._give_back(exchange.destination, connection, exchange.began)
         return result
 
     def _abandon(self, exchange: "Exchange") -> None:
-        del (self._exchanges if exchange.timeout is None else self._apart)[exchange.connection]
+        self._unwatch(exchange.connection)
         self._in_use -= 1
         exchange.connection.close()
 
@@ -386,12 +435,14 @@ class Exchange:
 
     Attributes:
         started_at: when it started.
+        began, deadline: when it did, and when it must be over, on Trio's clock.
     """
 
     __slots__ = (
         "_finishing",
         "_tell",
         "_transport",
+        "began",
         "connection",
         "deadline",
         "destination",
@@ -405,6 +456,7 @@ class Exchange:
         connection: Connection,
         destination: str,
         started_at: Micros,
+        began: float,
         deadline: float,
         timeout: Duration | None,
         tell: Callable[[Outcome | Unread | CutShort], None],
@@ -413,6 +465,7 @@ class Exchange:
         self.connection = connection
         self.destination = destination
         self.started_at = started_at
+        self.began = began
         self.deadline = deadline
         self.timeout = timeout
         self._tell: Callable[[Outcome | Unread | CutShort], None] | None = tell
@@ -443,6 +496,18 @@ class Exchange:
             self._finishing.cancel()
         self._tell = None
         self._transport._abandon(self)
+
+
+def _idle_limits(settings: DeliverySettings) -> tuple[int, int, float]:
+    # Twice what is under way at once: room for destinations that take turns.
+    limit = 2 * settings.concurrency
+    return limit, settings.max_idle_per_destination, settings.idle_timeout.seconds
+
+
+def _bound(settings: DeliverySettings) -> tuple[object, ...]:
+    """What a connection keeps to for as long as it lives."""
+    limits = settings.max_response_header, settings.max_response_body
+    return settings.egress, settings.ca_file, *limits
 
 
 def encode(request: Request) -> bytes:

@@ -607,6 +607,21 @@ async def test_clear_takes_out_what_is_queued_and_nothing_else() -> None:
     assert len(await take_all(destinations)) == 1
 
 
+async def test_other_settings_narrow_what_is_too_wide() -> None:
+    """Each for the attempts to come; a destination that is known keeps what it has learnt."""
+    destinations = make(window_initial=20, window_max=40)
+    fill(destinations, A, 50)
+    assert len(await take_all(destinations)) == 20
+    destinations.reconfigure(DeliverySettings(window_initial=2, window_max=8))
+    assert destinations.statistics()[A].window == 8
+    fill(destinations, B, 50)
+    assert len(await take_all(destinations)) == 2
+    destinations.reconfigure(DeliverySettings(window_initial=30, window_max=40, concurrency=12))
+    assert destinations.statistics()[A].window == 3
+    fill(destinations, C, 50)
+    assert len(await take_all(destinations)) == 4 - 1 + 1 - 1
+
+
 # Rules
 
 

@@ -154,3 +154,19 @@ async def test_close_all(peers: Peers, mock_clock: MockClock) -> None:
     assert peers.closed(kept)
     assert peers.closed(late)
     assert len(idle) == 0
+
+
+async def test_other_limits(peers: Peers, mock_clock: MockClock) -> None:
+    """Those that are kept already are bounded by them, too."""
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    connections = [peers.make() for _ in range(6)]
+    for number, connection in enumerate(connections):
+        idle.put("ab"[number % 2], connection, trio.current_time())
+    idle.reconfigure(limit=10, limit_per_destination=2, timeout=60)
+    assert [peers.closed(one) for one in connections] == [True] * 2 + [False] * 4
+    idle.reconfigure(limit=1, limit_per_destination=2, timeout=60)
+    assert [peers.closed(one) for one in connections] == [True] * 5 + [False]
+    idle.reconfigure(limit=1, limit_per_destination=2, timeout=10)
+    mock_clock.jump(11)
+    assert idle.take("b", trio.current_time()) is None
+    assert len(idle) == 0

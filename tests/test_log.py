@@ -180,3 +180,35 @@ def test_reader_that_is_gone_does_not_matter(configure: Configure) -> None:
     stream.close()
     structlog.get_logger().info("nobody listens")
     logging.getLogger("library").error("nobody listens")
+
+
+def test_another_level_holds_for_loggers_of_before(configure: Configure) -> None:
+    """8: and for those of libraries; what was bound stays bound."""
+    stream = configure("json", "warning")
+    logger, bound = structlog.get_logger(), structlog.get_logger().bind(part="door")
+    logger.info("a")
+    bound.info("b")
+    log.set_level(config.Log(format="json", level="debug"))
+    logger.debug("c")
+    bound.debug("d")
+    log.set_level(config.Log(format="json", level="error"))
+    logger.warning("e")
+    bound.warning("f")
+    logging.getLogger("hypercorn.error").warning("g")
+    structlog.get_logger().warning("h")
+    bound.error("i")
+    assert [(line["event"], line.get("part")) for line in lines(stream)] == [
+        ("c", None),
+        ("d", "door"),
+        ("i", "door"),
+    ]
+
+
+def test_another_level_is_that_of_the_last_configuration(configure: Configure) -> None:
+    first = configure("json", "info")
+    logger = structlog.get_logger()
+    logger.info("a")
+    configure("json", "info")
+    log.set_level(config.Log(level="error"))
+    logger.info("b")
+    assert [line["event"] for line in lines(first)] == ["a", "b"]

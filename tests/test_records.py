@@ -223,3 +223,14 @@ async def test_a_bug_in_recording_is_not_swallowed(autojump_clock: MockClock) ->
     with pytest.raises(ExceptionGroup) as raised:
         await record_twice()
     assert "on record already" in repr(raised.value.exceptions)
+
+
+async def test_a_higher_limit_makes_room_at_once(autojump_clock: MockClock) -> None:
+    async with running(limit=1) as desk:
+        desk.records.give(await desk.attempt())
+        assert desk.records.full
+        with trio.fail_after(0.001):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(desk.records.room)
+                await wait_all_tasks_blocked()
+                desk.records.reconfigure(2)

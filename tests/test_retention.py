@@ -272,3 +272,19 @@ async def test_it_pauses_for_as_long_as_the_storage_is_slow(autojump_clock: Mock
 
 def _fresh(house: House, number: int) -> Batch:
     return at(house.clock.now() + number)
+
+
+# Other settings
+
+
+async def test_another_pace_counts_from_the_last_purge(autojump_clock: MockClock) -> None:
+    async with running(every="10h", batches="1h") as house:
+        await store(house.storage, at(house.ago(2 * HOUR)))
+        await trio.sleep(3600)
+        settings = RetentionSettings(every=Duration("2h"), batches=Duration("1h"))
+        house.retention.reconfigure(settings)
+        await trio.sleep(3500)
+        assert len(await house.batches()) == 1
+        await trio.sleep(200)
+        assert await house.batches() == set()
+        assert house.retention.purged_at == house.clock.now() - 100 * SECOND

@@ -960,3 +960,26 @@ async def test_over_a_dead_connection_it_is_the_same_attempt(
         assert len(line.wire.sent) == 11
         assert line.senders.busy == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_more_concurrency_counts_at_once(autojump_clock: MockClock) -> None:
+    """8: not when the next attempt ends; less of it is kept to as attempts end."""
+    async with open_line(concurrency=2) as line, trio.open_nursery() as nursery:
+        hosts = "abcdefghijkl"
+        for host in hosts:
+            line.wire.answers[host] = Answer(after=20)
+            await line.add(host)
+        line.start(nursery)
+        await trio.sleep(1)
+        assert line.wire.under_way == 2
+        line.senders.reconfigure(DeliverySettings(concurrency=8))
+        await trio.sleep(0.1)
+        assert line.wire.under_way == 8
+        line.senders.reconfigure(DeliverySettings(concurrency=1))
+        await trio.sleep(19.5)
+        assert line.wire.under_way == 6
+        await trio.sleep(1)
+        assert line.wire.under_way == 1
+        await trio.sleep(100)
+        assert len(line.wire.sent) == len(hosts)
+        nursery.cancel_scope.cancel()

@@ -37,6 +37,7 @@ def open_storage(config, node_id):
 @asynccontextmanager
 async def opened(node_id):
     while node_id is not None and (here / "wait").exists():
+        (here / "waits").touch()
         await trio.sleep(0.01)
     async with open_sqlite(here / "a.db", node_id) as storage, trio.open_nursery() as nursery:
         if node_id is not None:
@@ -209,3 +210,27 @@ def test_closing_takes_no_longer_than_systemd_waits() -> None:
     [line] = [one for one in unit.splitlines() if one.startswith("TimeoutStopSec=")]
     needed = Config().drain.deadline.seconds + CLOSE_WITHIN
     assert int(line.removeprefix("TimeoutStopSec=")) > needed
+
+
+def test_reload_that_comes_early_waits(mishaps: DaemonProcess, notify: NotifySocket) -> None:
+    """8: SIGHUP ends no daemon that is still starting, and is not forgotten."""
+    mishaps.create_key()
+    hold = mishaps.directory / "wait"
+    hold.touch()
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(mishaps.start)
+        eventually((mishaps.directory / "waits").exists)
+        mishaps.config.write_text(mishaps.config.read_text() + '[drain]\ndeadline = "1s"\n')
+        mishaps.process.send_signal(signal.SIGHUP)
+        assert notify.listen_for(1) == []
+        hold.unlink()
+        started.result()
+        [event] = eventually(lambda: mishaps.events("reloaded"))
+        assert event["changed"] == ["drain.deadline"]
+        kinds = [next(iter(one)) for one in (*notify.messages, *notify.receive())]
+        assert [kind for kind in kinds if kind in ("READY", "RELOADING")][:3] == [
+            "READY",
+            "RELOADING",
+            "READY",
+        ]
+        assert mishaps.terminate() == 0

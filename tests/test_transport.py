@@ -3,6 +3,7 @@
 import gzip
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,12 @@ from trio.testing import MockClock
 
 from primeflowd.clock import SystemClock, TrioClock
 from primeflowd.config import Egress
+from primeflowd.connector import SocketAddress
 from primeflowd.durations import Duration
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Outcome
 from primeflowd.testing.receiver import Answer, Receiver, open_receiver
-from primeflowd.transport import CutShort, Exchange, Request, Transport, Unread, encode
+from primeflowd.transport import CutShort, Exchange, Loaded, Request, Transport, Unread, encode
 from tests.network import (
     Authority,
     FixedResolver,
@@ -941,3 +943,114 @@ async def test_a_request_that_cannot_be_sent_is_not_begun(nursery: trio.Nursery)
         assert (exchange, told.results) == (None, [])
         assert transport_.statistics().idle == 1
         await transport_.aclose()
+
+
+# Other settings
+
+
+def loaded(**options: object) -> Loaded:
+    return Loaded.of(settings(**options))  # type: ignore[arg-type]
+
+
+async def test_deadlines_of_before_and_after(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """8: each attempt has the time that it began with; none waits for another's."""
+    script = [Answer(), Answer(), Answer(hang=True)]
+    async with open_receiver(nursery, script) as receiver:
+        transport_ = transport(timeout="50s")
+        nursery.start_soon(transport_.run)
+        ends: dict[str, float] = {}
+
+        async def one(name: str) -> None:
+            assert (await transport_.send(request(receiver.url()))).failure == "timeout"
+            ends[name] = trio.current_time()
+
+        async with trio.open_nursery() as first:
+            for _ in range(2):
+                first.start_soon(transport_.send, request(receiver.url()))
+
+        async def begin(name: str) -> None:
+            arrived = len(receiver.requests)
+            nursery.start_soon(one, name)
+            while len(receiver.requests) == arrived:
+                await trio.lowlevel.checkpoint()
+
+        async def jump(seconds: int) -> None:
+            for _ in range(seconds):
+                mock_clock.jump(1)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+
+        # Two over kept connections, the others over new ones.
+        await begin("long")
+        transport_.reconfigure(loaded(timeout="5s"))
+        await begin("short")
+        transport_.reconfigure(loaded(timeout="1s"))
+        await begin("shortest")
+        await jump(10)
+        await begin("later")
+        await jump(10)
+        transport_.reconfigure(loaded(timeout="60s"))
+        await begin("longest")
+        await jump(65)
+        times = {"shortest": 1, "short": 5, "later": 11, "long": 50, "longest": 80}
+        # A tick after the deadline, by jumps of a second.
+        assert {name: 0 <= ends[name] - time <= 1 for name, time in times.items()} == (
+            dict.fromkeys(times, True)
+        )
+        await transport_.aclose()
+
+
+async def test_kept_connections_go_with_what_they_were_made_by(nursery: trio.Nursery) -> None:
+    """8, 7: where these say who may be connected to, or how much is read; else they stay."""
+    async with open_receiver(nursery) as receiver:
+        transport_ = transport()
+        await send(transport_, request(receiver.url()))
+        transport_.reconfigure(loaded(timeout="7s", concurrency=3))
+        await send(transport_, request(receiver.url()))
+        assert transport_.statistics().reuses == 1
+        transport_.reconfigure(loaded(max_response_body=3))
+        assert transport_.statistics().open == 0
+        receiver.script = Answer(body=b"12345")
+        assert (await send(transport_, request(receiver.url()))).body == b"123"
+        transport_.reconfigure(loaded(max_idle_per_destination=0, max_response_body=3))
+        assert transport_.statistics().open == 0
+        transport_.reconfigure(loaded(egress=Egress()))
+        outcome = await send(transport_, request(receiver.url()))
+        assert outcome.failure == "url_not_allowed"
+        assert receiver.connections == 2
+
+
+async def test_connection_made_meanwhile_is_judged_anew(nursery: trio.Nursery) -> None:
+    """8, 7: nothing is sent where the settings of now refuse it."""
+    async with open_receiver(nursery) as receiver:
+        transport_ = Transport(settings(), SystemClock(), resolver=late)
+        RESOLVED.append((receiver.port, lambda: transport_.reconfigure(loaded(egress=Egress()))))
+        outcome = await send(transport_, request("http://late.test/"))
+        assert outcome.failure == "url_not_allowed"
+        assert receiver.requests == []
+        assert transport_.statistics().open == 0
+
+
+RESOLVED: list[tuple[int, Callable[[], None]]] = []
+
+
+async def late(host: str, port: int) -> list[tuple[int, SocketAddress]]:
+    """Resolves to what was noted, and does what was noted, in time to be too late."""
+    await trio.lowlevel.checkpoint()
+    to_port, act = RESOLVED[-1]
+    act()
+    return [(socket.AF_INET, ("127.0.0.1", to_port))]
+
+
+async def test_other_authorities(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """8: a CA file is read anew, under its old name, too."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    trusted, other = Authority(tmp_path / "a"), Authority(tmp_path / "b")
+    async with open_receiver(nursery, tls=trusted.server("h.test")) as receiver:
+        resolver = FixedResolver([("127.0.0.1", receiver.port)])
+        chosen = settings(ca_file=trusted.ca_file)
+        transport_ = Transport(chosen, SystemClock(), resolver=resolver)
+        assert (await send(transport_, request("https://h.test/"))).status_code == 200
+        trusted.ca_file.write_bytes(other.ca_file.read_bytes())
+        transport_.reconfigure(Loaded.of(chosen))
+        assert (await send(transport_, request("https://h.test/"))).failure == "tls_error"

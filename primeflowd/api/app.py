@@ -27,6 +27,7 @@ from primeflowd.api.gate import Gate
 from primeflowd.api.incoming import Fields
 from primeflowd.api.routes import ROUTES
 from primeflowd.api.services import Services
+from primeflowd.config import Config
 
 log = structlog.get_logger()
 
@@ -67,6 +68,13 @@ class App(QuartTrio):
 
     request_class = _Request
     gate: Gate
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by `config` from the next request on."""
+        # A backstop for what arrives while no handler reads; body.py has the limit of each
+        # endpoint.
+        self.config["MAX_CONTENT_LENGTH"] = max(config.api.max_body, config.api.max_bulk_body)
+        self.gate.reconfigure(config)
 
     async def handle_request(self, request: Request) -> ResponseTypes:
         chosen = request_id.choose(request.headers.get(request_id.HEADER))
@@ -112,13 +120,11 @@ def _route(request: Request) -> str | None:
 def create_app(services: Services) -> App:
     """The application over these services; it serves nothing by itself."""
     app = App("primeflowd.api", static_folder=None)
-    # A backstop for what arrives while no handler reads; body.py has the limit of each endpoint.
-    api = services.config.api
-    app.config["MAX_CONTENT_LENGTH"] = max(api.max_body, api.max_bulk_body)
     # Else `//v1/batches` is answered with a redirect, in HTML.
     app.url_map.merge_slashes = False
     app.url_map.converters["default"] = _Identifier
     app.gate = Gate(services)
+    app.reconfigure(services.config)
     for route in ROUTES:
         name = f"{route.method} {route.path}".replace(".", "_")
         app.add_url_rule(route.path, name, _view(app.gate, route), methods=[route.method])

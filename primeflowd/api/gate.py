@@ -16,6 +16,7 @@ from primeflowd.api.call import AnswerScope, Call, Route
 from primeflowd.api.incoming import Incoming
 from primeflowd.api.rate_limit import RateLimiter
 from primeflowd.api.services import Services
+from primeflowd.config import Config
 from primeflowd.model import OPERATOR_ORG
 
 
@@ -36,6 +37,10 @@ class Gate:
         self._authenticator = Authenticator(services.storage)
         self._limiter = RateLimiter(services.config.api, services.clock)
         self._running: set[AnswerScope] = set()
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by `config` from the next request on."""
+        self._limiter.reconfigure(config.api)
 
     async def answer(self, route: Route, request: Incoming, names: Mapping[str, str]) -> Answer:
         """The handler's answer. `names`: the parts of the path that the route names."""

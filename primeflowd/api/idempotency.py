@@ -10,7 +10,8 @@ whatever it and the operation raise, and with IdempotencyConflict and InvalidReq
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -59,22 +60,78 @@ async def perform(
     path = f"{call.path}?{call.query_string}" if by_query else call.path
     scope = (call.org_id, call.method, path, key)
     digest = hashlib.sha256(await call.body()).hexdigest()
+    with _alone(call, scope):
+        transaction = partial(
+            _once, operation, render, scope, digest, call.services.keyring if holds_secret else None
+        )
+        answer, is_sealed = await call.services.intake.perform(transaction)
+    if is_sealed:
+        body = call.services.keyring.open(answer.body, bound_to_answer(*scope))
+        return msgspec.structs.replace(answer, body=body)
+    return answer
+
+
+async def act(
+    call: Call, action: Callable[[], Awaitable[T]], render: Callable[[T], Answer]
+) -> Answer:
+    """As `perform`, for what changes this process and nothing in storage: the record of it follows
+    the effect, and after a crash in between a repeat has the effect again.
+
+    Raises:
+        InvalidRequest, IdempotencyConflict: as `perform`.
+    """
+    key = _key(call)
+    if key is None:
+        return render(await action())
+    scope = (call.org_id, call.method, call.path, key)
+    digest = hashlib.sha256(await call.body()).hexdigest()
+    with _alone(call, scope):
+        before = await call.services.intake.perform(partial(_replayed, scope, digest))
+        if before is not None:
+            return before
+        done = await action()
+        transaction = partial(_once, lambda _: done, render, scope, digest, None)
+        answer, _ = await call.services.intake.perform(transaction)
+        return answer
+
+
+@contextmanager
+def _alone(call: Call, scope: AnswerScope) -> Iterator[None]:
+    """Refuse what is still running in this process.
+
+    Raises:
+        IdempotencyConflict: `idempotency_in_progress`.
+    """
     if scope in call.running:
         raise IdempotencyConflict(
             "idempotency_in_progress", "a request with this idempotency key is still running"
         )
     call.running.add(scope)
     try:
-        transaction = partial(
-            _once, operation, render, scope, digest, call.services.keyring if holds_secret else None
-        )
-        answer, is_sealed = await call.services.intake.perform(transaction)
+        yield
     finally:
         call.running.discard(scope)
-    if is_sealed:
-        body = call.services.keyring.open(answer.body, bound_to_answer(*scope))
-        return msgspec.structs.replace(answer, body=body)
-    return answer
+
+
+def _replayed(scope: AnswerScope, digest: str, unit: Unit) -> Answer | None:
+    stored = unit.tx.answer(*scope)
+    return None if stored is None else _again(stored, digest, unit)
+
+
+def _again(stored: StoredAnswer, digest: str, unit: Unit) -> Answer | None:
+    """The answer for a repeat, None if it is too old.
+
+    Raises:
+        IdempotencyConflict: `idempotency_key_reused`.
+    """
+    if unit.now - stored.created_at >= KEPT_FOR:
+        return None
+    if stored.body_digest != digest:
+        raise IdempotencyConflict(
+            "idempotency_key_reused",
+            "this idempotency key was used for a request with another body",
+        )
+    return Answer(stored.status, stored.body, _REPLAYED)
 
 
 def _once(
@@ -87,13 +144,8 @@ def _once(
 ) -> tuple[Answer, bool]:
     """The transaction: the stored answer and whether it is sealed, or a new one, now stored."""
     stored = unit.tx.answer(*scope)
-    if stored is not None and unit.now - stored.created_at < KEPT_FOR:
-        if stored.body_digest != digest:
-            raise IdempotencyConflict(
-                "idempotency_key_reused",
-                "this idempotency key was used for a request with another body",
-            )
-        return Answer(stored.status, stored.body, _REPLAYED), stored.sealed
+    if stored is not None and (again := _again(stored, digest, unit)) is not None:
+        return again, stored.sealed
     answer = render(operation(unit))
     body = keyring.seal(answer.body, bound_to_answer(*scope)) if keyring else answer.body
     org_id, method, path, key = scope

@@ -21,12 +21,16 @@ class RateLimiter:
     """Counts requests by key id."""
 
     def __init__(self, settings: Api, clock: Clock, buckets: int = _BUCKETS) -> None:
-        self._rate = settings.rate_limit
-        self._burst = settings.rate_burst
         self._clock = clock
         self._most = buckets
         # By key id: tokens, and when (Trio's time) there were that many. Least lately used first.
         self._buckets: dict[str, tuple[float, float]] = {}
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: Api) -> None:
+        """Go by another limit; what keys have spent stays spent."""
+        self._rate = settings.rate_limit
+        self._burst = settings.rate_burst
 
     def take(self, key_id: str) -> Headers:
         """Count one request; the headers that its answer shall carry, none if there is no limit.

@@ -13,6 +13,7 @@ from primeflowd.api import (
     policies,
     queue_shape,
     recoveries,
+    reload,
     secrets,
 )
 
@@ -28,4 +29,5 @@ ROUTES: Final = (
     *secrets.ROUTES,
     *keys.ROUTES,
     *health.ROUTES,
+    *reload.ROUTES,
 )

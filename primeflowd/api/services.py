@@ -3,7 +3,7 @@
 `daemon.py` fills this in; nothing in `api/` reaches further down than these fields.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from primeflowd.destination_policies import Turn
 from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
+from primeflowd.reload import Reloaded
 from primeflowd.tallies import RequestTally
 from primeflowd.tracing import Tracing
 from primeflowd.unit import Unit
@@ -52,11 +53,12 @@ class Performer(Protocol):
     async def perform(self, operation: Callable[[Unit], T]) -> T: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Services:
     """The daemon as the API sees it. All callables are called in the Trio thread.
 
     Attributes:
+        config: the present one; another takes its place when it is reloaded.
         delivering: whether a sender is on this delivery right now.
         delivering_now: the ids of all deliveries of which that is true.
         not_ready: why this node should get no requests, None when it should.
@@ -70,6 +72,7 @@ class Services:
         destination: what this node does for a destination at this moment.
         destination_changed: told of a destination whose policy may have changed, and whether that
             disabled or enabled it.
+        reload: reload the configuration; raises OperatorError if it is refused.
     """
 
     storage: Storage
@@ -89,3 +92,4 @@ class Services:
     node_id: Callable[[], str]
     destination: Callable[[str], DestinationNow]
     destination_changed: Callable[[str, Turn | None], None]
+    reload: Callable[[], Awaitable[Reloaded]]

@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "run": "primeflowd.cli.run:run",
     "init": "primeflowd.cli.configuration:init",
     "check-config": "primeflowd.cli.configuration:check_config",
+    "reload": "primeflowd.cli.reload:reload",
     "plugins": "primeflowd.cli.plugins:plugins",
     "keys": "primeflowd.cli.keys:keys",
     "secrets": "primeflowd.cli.secrets:secrets",

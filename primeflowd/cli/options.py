@@ -33,6 +33,16 @@ def load_config(given: Path | None) -> tuple[Config, str]:
     return config.load(path), str(path)
 
 
+def load_again(origin: str) -> Config:
+    """The configuration as it is now where load_config found one: where it found none there may be
+    one by now, but a file that has gone is not made up for by another, or by the defaults.
+
+    Raises:
+        ConfigError: as load_config.
+    """
+    return load_config(None if origin == BUILT_IN else Path(origin))[0]
+
+
 def _is_there(path: Path) -> bool:
     try:
         path.stat()

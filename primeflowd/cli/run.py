@@ -1,6 +1,8 @@
 """`run`: the daemon in the foreground."""
 
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +12,7 @@ import trio
 
 from primeflowd import daemon, log
 from primeflowd.cli.master_key import key_file, readable_by_others
-from primeflowd.cli.options import config_option, load_config
+from primeflowd.cli.options import config_option, load_again, load_config
 from primeflowd.cli.visit import visit
 from primeflowd.config import Config
 from primeflowd.errors import PrimeflowdError
@@ -25,11 +27,13 @@ INTERNAL_ERROR: Final = 70
 @click.command()
 @config_option
 def run(path: Path | None) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+    """Run the daemon until SIGTERM or SIGINT. SIGHUP has it reload its configuration.
 
     Logs to standard error. Exits with 0 after a drain, with 1 for what the operator must mend and
     with 70 for a bug.
     """
+    # Until the daemon listens to it; else a reload that comes early would be its end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config, origin = load_config(path)
     log.configure(config.log)
     logger.info("starting", config=origin)
@@ -45,7 +49,7 @@ def run(path: Path | None) -> None:
         if _has_no_key(config, plugins):
             given = f" --config {origin}" if path else ""
             logger.warning("no_api_key", hint=f"primeflowd keys create --org ORG{given}")
-        trio.run(daemon.run, config, plugins)
+        trio.run(daemon.run, config, plugins, partial(load_again, origin))
     except Exception as error:
         if _on_purpose(error):
             raise

@@ -48,7 +48,7 @@ class DaemonProcess:
         self.configure(settings)
 
     def configure(self, settings: str) -> None:
-        """Write the config file; takes effect at the next start."""
+        """Write the config file; takes effect at the next start, or on SIGHUP."""
         text = f'state_directory = "{self.directory}"\n'
         if "[api]" not in settings:
             text += '[api]\nbind = "127.0.0.1:0"\n'

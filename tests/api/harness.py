@@ -12,10 +12,12 @@ from primeflowd.api.app import App, create_app
 from primeflowd.api.services import NodeStatistics, Performer, Services
 from primeflowd.config import Config
 from primeflowd.destination_policies import Turn
+from primeflowd.errors import OperatorError
 from primeflowd.explanation import DestinationNow
 from primeflowd.hookspecs import Storage
 from primeflowd.keyring import Keyring
 from primeflowd.model import ApiKey, Attempt, Delivery
+from primeflowd.reload import Reloaded
 from primeflowd.tallies import RequestTally
 from primeflowd.testing.factories import make_attempt
 from tests.api import documented
@@ -45,6 +47,8 @@ class Api:
         delivering: ids of deliveries that senders are on.
         destinations: what the node does for them.
         requests: the answers that it counted.
+        reloads: how often it was told to reload.
+        reloaded: what comes of it.
         changed: orgs of which it was told that their secrets changed.
         turns: destinations of which it was told that their policies changed, and how.
     """
@@ -59,6 +63,8 @@ class Api:
         self.changed: list[str] = []
         self.turns: list[tuple[str, Turn | None]] = []
         self.recoveries = 0
+        self.reloads = 0
+        self.reloaded: Reloaded | OperatorError = Reloaded((), {})
         self.requests = RequestTally()
         self.destinations: dict[str, DestinationNow] = {}
         self.app: App
@@ -83,6 +89,7 @@ class Api:
             node_id=lambda: NODE,
             destination=lambda name: self.destinations.get(name, DestinationNow()),
             destination_changed=lambda name, turn: self.turns.append((name, turn)),
+            reload=self._reload,
         )
 
     def serve(self, services: Services) -> None:
@@ -165,6 +172,12 @@ class Api:
             )
         )
         return attempt
+
+    async def _reload(self) -> Reloaded:
+        self.reloads += 1
+        if isinstance(self.reloaded, Exception):
+            raise self.reloaded
+        return self.reloaded
 
     def _count_recovery(self) -> None:
         self.recoveries += 1

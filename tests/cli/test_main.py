@@ -41,7 +41,7 @@ def test_help_names_every_command(primeflowd: Run) -> None:
     assert done.returncode == 0
     names = group.list_commands(click.Context(group))
     assert names == [
-        *("run", "init", "check-config", "plugins", "keys", "secrets"),
+        *("run", "init", "check-config", "reload", "plugins", "keys", "secrets"),
         *("migrate", "copy-storage", "backup", "restore", "deliveries", "batches"),
         *("destinations", "policies", "why", "qshape", "listen", "send", "demo"),
     ]

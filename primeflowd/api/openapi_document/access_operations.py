@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from primeflowd.api import destinations, health, keys, secrets, shapes
+from primeflowd.api import destinations, health, keys, reload, secrets, shapes
 from primeflowd.api.openapi_document.operation import (
     PAGE,
     Operation,
@@ -11,6 +11,7 @@ from primeflowd.api.openapi_document.operation import (
     Parameter,
 )
 from primeflowd.api.services import NodeStatistics
+from primeflowd.reload import Reloaded
 
 _DESTINATION: Final = Parameter(
     "destination",
@@ -135,6 +136,15 @@ OPERATIONS: Final[Operations] = {
         summary="Revoke an API key",
         description="Again is no error. Other nodes may trust it for one more second.",
         answers={204: None},
+    ),
+    reload.reload: Operation(
+        name="reload_configuration",
+        summary="Reload the configuration",
+        description="This node reads its configuration file anew, as on SIGHUP. The names of the "
+        "settings that have changed, and why others take a restart. 422 with the reason if the "
+        "file is refused: then nothing has changed. It takes an operator key.",
+        answers={200: Reloaded},
+        refusals=(422,),
     ),
     health.statistics: Operation(
         name="get_statistics", summary="Get the node's statistics", answers={200: NodeStatistics}

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from primeflowd.api import batches, destinations, explain, queue_shape, shapes
 from primeflowd.api.services import NodeStatistics
+from primeflowd.reload import Reloaded
 
 REFUSALS: Final[dict[int, tuple[str, str, dict[str, str] | None]]] = {
     400: (
@@ -264,6 +265,10 @@ ANSWERS: Final[dict[type, dict[str, Any]]] = {
     },
     shapes.KeyShape: _KEY,
     shapes.NewKeyShape: {**_KEY, "key": "pfk_0123456789abcdefghij0123456789abcdefghij"},
+    Reloaded: {
+        "changed": ["delivery.timeout", "log.level"],
+        "needs_restart": {"api.bind": "the port is bound at the start"},
+    },
     NodeStatistics: {
         "node_id": "one-2157-f81fda68",
         "is_eldest": True,
