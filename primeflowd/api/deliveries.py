@@ -122,15 +122,10 @@ def destination(written: str | None) -> str | None:
 def _filter(
     call: Call, status: DeliveryStatus | None, delivering: frozenset[str]
 ) -> DeliveryFilter | None:
-    """What the query asks for; None where nothing can match."""
-    batch_id = call.query("batch_id")
-    if batch_id is not None:
-        batch_id = canonical_uuid(batch_id)
-        if batch_id is None:
-            return None
-    if status == "delivering" and not delivering:
-        return None
-    return DeliveryFilter(
+    """What the query asks for; None where nothing can match, which excuses no other mistake."""
+    written = call.query("batch_id")
+    batch_id = None if written is None else canonical_uuid(written)
+    where = DeliveryFilter(
         status="pending" if status == "delivering" else status,
         batch_id=batch_id,
         failure_reason=choice(call, "failure_reason_code", get_args(FailureReason)),
@@ -139,6 +134,8 @@ def _filter(
         created_before=decode.query_instant(call, "created_before"),
         ids=tuple(delivering) if status == "delivering" else None,
     )
+    is_no_id = written is not None and batch_id is None
+    return None if is_no_id or (status == "delivering" and not delivering) else where
 
 
 def _shown_after(operation: Callable[[Unit], Delivery], unit: Unit) -> Shown:

@@ -231,6 +231,15 @@ async def test_filters_that_make_no_sense(api: Api, query: str) -> None:
     assert problem(response) == (400, "invalid_request", f"invalid_{name}")
 
 
+@pytest.mark.parametrize("matches_nothing", ["batch_id=x", "status_code=delivering"])
+async def test_a_filter_that_matches_nothing_excuses_no_other(
+    api: Api, matches_nothing: str
+) -> None:
+    """2.5: what is wrong with a request does not depend on what there is."""
+    response = await api.get(f"{DELIVERIES}?{matches_nothing}&failure_reason_code=bad")
+    assert problem(response) == (400, "invalid_request", "invalid_failure_reason_code")
+
+
 async def test_pages(api: Api) -> None:
     """2.9: every delivery once, also with a filter that thins the pages out."""
     ids = [(await api.delivery_of((await api.ended_batch())["id"]))["id"] for _ in range(9)]
