@@ -68,7 +68,7 @@ class Server:
         try:
             self._initialise()
             self.start()
-        except BaseException:
+        except BaseException:  # __exit__ is not called for it, not even for Ctrl-C
             self._clean_up()
             raise
         return self
