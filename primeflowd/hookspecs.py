@@ -371,7 +371,8 @@ class StorageStatistics(msgspec.Struct, frozen=True):
     (commits that failed, and may have happened all the same) count since the start; `healthy` is
     False from a failed commit until the next one that succeeds. `commit_times` is how long
     transactions took from their begin until they were durable, one value for each commit that
-    succeeded; None if the storage does not say.
+    succeeded; None if the storage does not say. `last_failure` is what the latest of `failures`
+    met, in words; None if there was none, or the storage does not say.
     """
 
     healthy: bool
@@ -380,6 +381,7 @@ class StorageStatistics(msgspec.Struct, frozen=True):
     operations: int
     failures: int
     commit_times: Histogram | None = None
+    last_failure: str | None = None
 
 
 @runtime_checkable

@@ -47,13 +47,13 @@ class Housekeeping:
     async def _probe(self) -> None:
         """Write something small while storage is unhealthy: only a commit shows that it is back."""
         failures, troubled = self._storage.statistics().failures, False
-        since, cause = self._clock.now(), None
+        since = self._clock.now()
         while True:
             await trio.sleep(_PROBE_EVERY)
             found = self._storage.statistics()
             # It may have failed, and have been found well by somebody else's write, since.
             if not troubled:
-                since, cause = self._clock.now(), None
+                since = self._clock.now()
             troubled = troubled or not found.healthy or found.failures != failures
             failures = found.failures
             if not troubled:
@@ -62,10 +62,9 @@ class Housekeeping:
                 if not found.healthy:
                     await self._storage.write(self._touch)
             except StorageUnavailable as error:
-                cause = str(error)
-                log.error("storage_unavailable", error=cause)
+                log.error("storage_unavailable", error=str(error))
             else:
-                event = storage_recovered(since, self._clock.now(), cause)
+                event = storage_recovered(since, self._clock.now(), found.last_failure)
                 log.info("storage_recovered", **event.data)
                 self._on_event(event)
                 failures, troubled = self._storage.statistics().failures, False

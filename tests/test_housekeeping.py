@@ -110,7 +110,7 @@ async def test_a_storage_that_somebody_else_found_well_is_told_of(
             await trio.sleep(30)
         assert [entry["event"] for entry in logs] == ["storage_recovered"]
         assert [(event.data["lasted_ms"], event.data["cause"]) for event in house.events] == [
-            (0, None)
+            (0, "disk full")
         ]
         assert await house.storage.read(lambda tx: tx.note("last_probe")) is None
 

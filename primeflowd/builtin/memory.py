@@ -58,6 +58,7 @@ class MemoryStorage:
         self._healthy = True
         self._commits = 0
         self._failures = 0
+        self._last_failure: str | None = None
         self._commit_times = Histogram(SECOND, COMMIT_TIMES)
         self._held: list[Callable[[], None]] | None = None
 
@@ -97,6 +98,7 @@ class MemoryStorage:
             commits=self._commits,
             operations=self._commits,
             failures=self._failures,
+            last_failure=self._last_failure,
             commit_times=self._commit_times,
         )
 
@@ -133,6 +135,7 @@ class MemoryStorage:
         self._healthy = self.fail_with is None
         if self.fail_with is not None:
             self._failures += 1
+            self._last_failure = str(self.fail_with)
             raise self.fail_with
         self._tx.begin()
         try:

@@ -78,7 +78,7 @@ class _Spoilt(Exception):
 
 class Groups:
     """Attributes:
-    healthy, commits, operations, failures, commit_times: as in StorageStatistics.
+    healthy, commits, operations, failures, last_failure, commit_times: as in StorageStatistics.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Groups:
         self.commits = 0
         self.operations = 0
         self.failures = 0
+        self.last_failure: str | None = None
         self.commit_times = Histogram(SECOND, COMMIT_TIMES)
         self._begun = 0.0
         self._engine = engine
@@ -166,8 +167,12 @@ class Groups:
                 if met is None or not runs_left.get(met):
                     break
                 runs_left[met] -= 1
-            if met is not None and issubclass(met, StorageUnavailable) and met is not Collision:
-                self._fail()
+            if (
+                isinstance(result, outcome.Error)
+                and isinstance(result.error, StorageUnavailable)
+                and met is not Collision
+            ):
+                self._fail(result.error)
             operation.result = result
 
     def _commit_alone(self, operation: Operation) -> Result:
@@ -188,17 +193,18 @@ class Groups:
 
     def _give_up(self, group: list[Operation], error: BaseException) -> None:
         """Fail what has no result yet. Of a group that ran one by one, a part may have its."""
-        self._fail()
+        self._fail(error)
         self._roll_back()
         for operation in group:
             if operation.result is None:
-                failure = StorageUnavailable(str(error) or type(error).__name__)
+                failure = StorageUnavailable(_said_by(error))
                 failure.__cause__ = error
                 operation.result = outcome.Error(failure)
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.healthy = False
         self.failures += 1
+        self.last_failure = _said_by(error)
 
     # The connection
 
@@ -246,3 +252,7 @@ class Groups:
                 # Else closing would try to roll back, and log that it cannot.
                 self._connection.invalidate()
             self.close()
+
+
+def _said_by(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -95,6 +95,7 @@ class Writer:
             commits=self._groups.commits,
             operations=self._groups.operations,
             failures=self._groups.failures,
+            last_failure=self._groups.last_failure,
             commit_times=self._groups.commit_times,
         )
 

@@ -30,6 +30,7 @@ async def test_broken_as_by_a_disk() -> None:
             await storage.read(lambda tx: tx.note("a"))
         assert not storage.statistics().healthy
         assert storage.statistics().failures == 1
+        assert storage.statistics().last_failure == "disk full"
         storage.fail_with = None
         assert await storage.read(lambda tx: tx.note("a")) is None
         await storage.write(lambda tx: tx.put_note("a", "1"))

@@ -317,6 +317,7 @@ async def test_locked_by_another_program(path: Path) -> None:
                 await store(storage, batch)
             assert not storage.statistics().healthy
             assert storage.statistics().failures == 1
+            assert "locked" in (storage.statistics().last_failure or "")
             # In WAL mode nobody who writes stops a reader.
             assert await storage.read(lambda tx: tx.taken_batch_ids([batch.id])) == set()
             other.execute("ROLLBACK")
