@@ -1,4 +1,4 @@
-"""The commented configuration file: every setting of config.py with its meaning and default.
+"""The commented configuration file: every setting of config/ with its meaning and default.
 
 `config.example.toml` in the repository and what `primeflowd init` writes are this text. Every
 setting is commented out, so the file as it stands changes nothing, and uncommenting a line sets

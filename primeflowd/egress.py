@@ -80,7 +80,7 @@ class EgressGuard:
     """The rules of one `[delivery.egress]` table. Answers are None, or prose saying why not."""
 
     def __init__(self, egress: config.Egress) -> None:
-        """The CIDR blocks have been checked by config.py; a bad one raises ValueError."""
+        """The CIDR blocks have been checked by config/; a bad one raises ValueError."""
         self._allow = _networks(egress.allow)
         self._deny = _networks(egress.deny)
         self._require_https = egress.require_https

@@ -2,9 +2,7 @@
 
 Pure: what is on record and what this node sees, turned into values and plain sentences. It is one
 node's view of one moment; of a delivery that another node has claimed it says which node to ask.
-
-Instants to come are the earliest that the policy allows, taking it that every attempt fails at
-once: a receiver's `Retry-After`, jitter, a window or a suspension make them later, never earlier.
+When its attempts were made and when others are due, timetable.py knows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,13 +10,13 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from primeflowd import timetable
 from primeflowd.durations import shown
-from primeflowd.instants import MILLISECOND, SECOND, Micros, rfc3339
+from primeflowd.instants import SECOND, Micros, rfc3339
 from primeflowd.model import Attempt, Delivery, FailureReason
-from primeflowd.retry import delay_before
 from primeflowd.retry_policies import EffectivePolicy
+from primeflowd.timetable import Step
 
-StepState: TypeAlias = Literal["made", "interrupted", "under_way", "waiting", "planned"]
 HoldKind: TypeAlias = Literal[
     "not_due", "disabled", "suspended", "window", "turn", "unclaimed", "other_node", "lost_node"
 ]
@@ -60,24 +58,6 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: Delivery | None = None
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, past or to come.
-
-    Attributes:
-        at: when it was made, or when it is due at the earliest.
-        delay: the policy's wait before it, as it is spelled; None where none applies.
-        hastened: it was made before that wait was over: somebody asked for it.
-        attempt: what is on record of it.
-    """
-
-    attempt_number: int
-    state: StepState
-    at: Micros
-    delay: str | None = None
-    hastened: bool = False
-    attempt: Attempt | None = None
-
-
 class Hold(msgspec.Struct, frozen=True):
     """Something that keeps the next attempt from being made now; `until` where that is known."""
 
@@ -100,7 +80,7 @@ def explain(
     delivery: Delivery, attempts: Sequence[Attempt], around: Surroundings, now: Micros
 ) -> Explanation:
     """Explain a delivery whose `attempts`, ascending, are all that are on record."""
-    steps = tuple(_schedule(delivery, attempts, around.delivering, now))
+    steps = tuple(timetable.steps(delivery, attempts, around.delivering, now))
     holds = tuple(_holds(delivery, around, now))
     return Explanation(
         schedule=steps,
@@ -109,17 +89,6 @@ def explain(
         summary=" ".join(_summary(delivery, attempts, steps, holds, around, now)),
         claimed_by_living=delivery.claimed_by in around.living,
     )
-
-
-def waits(
-    delays: tuple[str, ...], max_retries: int, first: Micros, used: int = 0
-) -> Iterator[tuple[str, Micros]]:
-    """The retries from number `used + 1` on: the delay before each as it is spelled, and when it
-    is due at the earliest if the attempt before the first of them ends at `first`."""
-    at = first
-    for retry in range(used + 1, max_retries + 1):
-        at += delay_before(retry, delays)
-        yield delays[min(retry, len(delays)) - 1], at
 
 
 def describe_policy(policy: EffectivePolicy) -> str:
@@ -139,41 +108,6 @@ def policy_of(delivery: Delivery) -> EffectivePolicy:
     return EffectivePolicy(
         delivery.policy_source, delivery.policy_plan_id, delivery.delays, delivery.max_retries
     )
-
-
-def _schedule(
-    delivery: Delivery, attempts: Sequence[Attempt], delivering: bool, now: Micros
-) -> Iterator[Step]:
-    delay: str | None = None
-    due: Micros | None = None
-    used = 0
-    for attempt in attempts:
-        interrupted = attempt.failure_reason == "interrupted"
-        yield Step(
-            attempt_number=attempt.attempt_number,
-            state="interrupted" if interrupted else "made",
-            at=attempt.created_at,
-            delay=delay,
-            hastened=due is not None and attempt.created_at < due,
-            attempt=attempt,
-        )
-        delay = due = None
-        if not interrupted:
-            ended = attempt.created_at + attempt.response_time * MILLISECOND
-            delay, due = next(
-                waits(delivery.delays, delivery.max_retries, ended, used), (None,) * 2
-            )
-            used += 1
-    if delivery.due_at is None:
-        return
-    number = delivery.attempt_count + 1
-    state: StepState = "under_way" if delivering else "waiting"
-    yield Step(attempt_number=number, state=state, at=delivery.due_at, delay=delay)
-    used = delivery.attempt_count - delivery.interruptions
-    first = max(now, delivery.due_at)
-    for text, at in waits(delivery.delays, delivery.max_retries, first, used):
-        number += 1
-        yield Step(attempt_number=number, state="planned", at=at, delay=text)
 
 
 def _holds(delivery: Delivery, around: Surroundings, now: Micros) -> Iterator[Hold]:

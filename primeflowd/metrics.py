@@ -1,8 +1,7 @@
-"""`/metrics`: what the daemon counts, in the text formats of Prometheus and OpenMetrics.
+"""`/metrics`: what the daemon counts, as families of samples.
 
 The daemon's parts count in plain numbers; a scrape reads them (`Reading`) and turns them into
-families of samples. Pure but for `Metrics.scrape`, which asks for a reading and for what the
-kernel says of the process; it blocks on nothing and never fails. For the Trio thread.
+families of samples, which exposition.py writes out. Pure.
 
 Labels are bounded whatever clients and receivers do: outcomes, reasons, statuses and routes are
 few by nature, and of destinations those with the most to do are named, the rest is `other`.
@@ -10,25 +9,23 @@ systemd/monitoring/README.md lists every family.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from heapq import nlargest
-from itertools import accumulate
-from typing import Final, TypeAlias, get_args
+from typing import Final, get_args
 
 import msgspec
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.openmetrics import exposition as openmetrics
 
 from primeflowd import __version__
 from primeflowd.destinations import DestinationStatistics
+from primeflowd.exposition import (
+    Family,
+    Samples,
+    counter,
+    gauge,
+    histogram,
+    info,
+    labelled_gauge,
+)
 from primeflowd.histogram import Histogram
 from primeflowd.hookspecs import StorageStatistics
 from primeflowd.instants import SECOND, Micros
@@ -42,10 +39,6 @@ MOST_DESTINATIONS: Final = 20
 REST: Final = "other"
 """The destination that stands for all that are not named."""
 
-Name: TypeAlias = str
-Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
-
-_OPENMETRICS: Final = "application/openmetrics-text"
 # Shown from the start, at 0: a counter that first appears at 1 never rose, as Prometheus sees it.
 _OUTCOMES: Final = (
     *("2xx", "3xx", "4xx", "5xx"),
@@ -93,38 +86,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     purged_at: Micros | None
 
 
-class Metrics:
-    """Answers scrapes, each from a fresh `read()`."""
-
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._read = read
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """What the library asks for."""
-        return families(self._read())
-
-    def scrape(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its content type, for the header `Accept` of the request."""
-        if _OPENMETRICS in accept.lower():
-            body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]  # has no hints
-            return body, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
-
-
-def families(reading: Reading) -> Iterator[Metric]:
+def families(reading: Reading) -> Iterator[Family]:
     """Everything that is exposed, but for what the kernel knows."""
-    yield InfoMetricFamily("primeflowd_build", "The version.", {"version": __version__})
-    yield _gauge("ready", "1 if the node should get requests.", reading.ready)
+    yield info("build", "The version.", {"version": __version__})
+    yield gauge("ready", "1 if the node should get requests.", reading.ready)
     yield from _of_deliveries(reading)
     yield from _of_destinations(reading.destinations, reading.now)
     yield from _of_connections(reading.transport)
     yield from _of_storage(reading)
     yield from _of_plugins(reading)
-    yield _histogram("loop_lag_seconds", "How late the event loop wakes a task.", reading.loop_lags)
-    yield _counter(
+    yield histogram("loop_lag_seconds", "How late the event loop wakes a task.", reading.loop_lags)
+    yield counter(
         "api_requests_total",
         "API requests answered, by template of the route.",
         ("method", "route", "status"),
@@ -132,60 +104,60 @@ def families(reading: Reading) -> Iterator[Metric]:
     )
 
 
-def _of_deliveries(reading: Reading) -> Iterator[Metric]:
+def _of_deliveries(reading: Reading) -> Iterator[Family]:
     attempts = reading.attempts
-    yield _counter(
+    yield counter(
         "deliveries_accepted_total", "Deliveries made durable.", (), [((), reading.accepted)]
     )
-    yield _counter(
+    yield counter(
         "deliveries_ended_total",
         "Deliveries that reached a final state.",
         ("status", "reason"),
         _ended(attempts, reading.cancelled),
     )
-    yield _counter(
+    yield counter(
         "attempts_total",
         "Attempts on record, by what they met.",
         ("outcome",),
         _outcomes(attempts),
     )
-    yield _histogram(
+    yield histogram(
         "first_attempt_delay_seconds",
         "From the acceptance of a delivery to its first attempt.",
         attempts.first_delays,
     )
-    yield _histogram("attempt_duration_seconds", "Attempts from start to end.", attempts.durations)
-    yield _histogram(
+    yield histogram("attempt_duration_seconds", "Attempts from start to end.", attempts.durations)
+    yield histogram(
         "retry_lateness_seconds",
         "Start of later attempts after the instant at which they were due.",
         attempts.lateness,
     )
     states = {"waiting": reading.waiting, "due": reading.due, "sending": reading.sending}
-    yield _labelled_gauge(
+    yield labelled_gauge(
         "held_deliveries",
         "Deliveries in memory.",
         "state",
         states,
     )
-    yield _gauge("held_limit", "Most deliveries in memory.", reading.held_limit)
-    yield _gauge("senders", "Size of the sender pool.", reading.senders)
-    yield _gauge(
+    yield gauge("held_limit", "Most deliveries in memory.", reading.held_limit)
+    yield gauge("senders", "Size of the sender pool.", reading.senders)
+    yield gauge(
         "senders_busy", "Senders that have a delivery.", min(reading.sending, reading.senders)
     )
 
 
 def _of_destinations(
     all_of_them: Mapping[str, DestinationStatistics], now: Micros
-) -> Iterator[Metric]:
+) -> Iterator[Family]:
     suspended = sum(one.suspended_until is not None for one in all_of_them.values())
-    yield _gauge("destinations", "Destinations that are known.", len(all_of_them))
-    yield _gauge("destinations_suspended", "Destinations that are suspended.", suspended)
+    yield gauge("destinations", "Destinations that are known.", len(all_of_them))
+    yield gauge("destinations_suspended", "Destinations that are suspended.", suspended)
     waiting = [
         one.oldest_due
         for one in all_of_them.values()
         if one.oldest_due is not None and one.suspended_until is None
     ]
-    yield _gauge(
+    yield gauge(
         "oldest_due_seconds",
         "How long the longest due delivery is in its queue, suspended destinations left out.",
         max(0, now - min(waiting, default=now)) / SECOND,
@@ -201,57 +173,55 @@ def _of_destinations(
     }
     for what, (meaning, value) in about.items():
         sums = {name: sum(map(value, ones)) for name, ones in shown}
-        yield _labelled_gauge(f"destination_{what}", meaning, "destination", sums)
+        yield labelled_gauge(f"destination_{what}", meaning, "destination", sums)
 
 
-def _of_connections(transport: TransportStatistics) -> Iterator[Metric]:
+def _of_connections(transport: TransportStatistics) -> Iterator[Family]:
     states = {"idle": transport.idle, "in_use": transport.open - transport.idle}
-    yield _labelled_gauge("connections", "Open connections to destinations.", "state", states)
-    yield _counter("connects_total", "Connections made.", (), [((), transport.connects)])
-    yield _counter(
+    yield labelled_gauge("connections", "Open connections to destinations.", "state", states)
+    yield counter("connects_total", "Connections made.", (), [((), transport.connects)])
+    yield counter(
         "connection_reuses_total", "Attempts over a kept connection.", (), [((), transport.reuses)]
     )
 
 
-def _of_storage(reading: Reading) -> Iterator[Metric]:
+def _of_storage(reading: Reading) -> Iterator[Family]:
     storage = reading.storage
-    yield _gauge("storage_healthy", "0 from a failed commit until the next.", storage.healthy)
-    yield _gauge("storage_backlog", "Writes that wait for the next commit.", storage.backlog)
-    yield _gauge("storage_backlog_limit", "Most writes that may wait.", reading.backlog_limit)
-    yield _counter("storage_commits_total", "Group commits.", (), [((), storage.commits)])
-    yield _counter(
-        "storage_operations_total", "Operations in them.", (), [((), storage.operations)]
-    )
+    yield gauge("storage_healthy", "0 from a failed commit until the next.", storage.healthy)
+    yield gauge("storage_backlog", "Writes that wait for the next commit.", storage.backlog)
+    yield gauge("storage_backlog_limit", "Most writes that may wait.", reading.backlog_limit)
+    yield counter("storage_commits_total", "Group commits.", (), [((), storage.commits)])
+    yield counter("storage_operations_total", "Operations in them.", (), [((), storage.operations)])
     if storage.commit_times is not None:
-        yield _histogram(
+        yield histogram(
             "storage_commit_seconds",
             "Transactions from begin to commit.",
             storage.commit_times,
         )
-    yield _counter("storage_failures_total", "Failed commits.", (), [((), storage.failures)])
-    yield _counter(
+    yield counter("storage_failures_total", "Failed commits.", (), [((), storage.failures)])
+    yield counter(
         "removed_total",
         "Rows that were old, and removed.",
         ("kind",),
         [((kind,), count) for kind, count in reading.removed.items()],
     )
-    yield _gauge(
+    yield gauge(
         "purged_timestamp_seconds",
         "When the last purge that left nothing old began, 0 before the first.",
         (reading.purged_at or 0) / SECOND,
     )
-    yield _gauge("lease_held", "1 while the node may act on its claims.", reading.lease_held)
-    yield _gauge("eldest", "1 if it does the chores of all nodes.", reading.is_eldest)
+    yield gauge("lease_held", "1 while the node may act on its claims.", reading.lease_held)
+    yield gauge("eldest", "1 if it does the chores of all nodes.", reading.is_eldest)
 
 
-def _of_plugins(reading: Reading) -> Iterator[Metric]:
-    yield _counter(
+def _of_plugins(reading: Reading) -> Iterator[Family]:
+    yield counter(
         "plugin_failures_total",
         "Calls of a hook that raised or returned nonsense.",
         ("plugin", "hook"),
         reading.plugin_failures.items(),
     )
-    yield _counter(
+    yield counter(
         "attempts_not_announced_total",
         "Attempts that plugins were too slow for.",
         (),
@@ -300,28 +270,3 @@ def _by_class(requests: RequestTally) -> Samples:
     for (method, route, status), count in requests.counts.items():
         counts[method, route, f"{status // 100}xx"] += count
     return counts.items()
-
-
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"primeflowd_{name}", meaning, float(value))
-
-
-def _labelled_gauge(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"primeflowd_{name}", meaning, labels=(label,))
-    for labelled, value in values.items():
-        family.add_metric((labelled,), float(value))
-    return family
-
-
-def _counter(name: str, meaning: str, labels: tuple[str, ...], samples: Samples) -> Metric:
-    family = CounterMetricFamily(f"primeflowd_{name}", meaning, labels=labels)
-    for values, count in samples:
-        family.add_metric(values, count)
-    return family
-
-
-def _histogram(name: str, meaning: str, of: Histogram) -> Metric:
-    bounds = [*(repr(bound / of.unit) for bound in of.bounds), "+Inf"]
-    family = HistogramMetricFamily(f"primeflowd_{name}", meaning)
-    family.add_metric((), list(zip(bounds, accumulate(of.counts), strict=True)), of.total / of.unit)
-    return family

@@ -14,13 +14,14 @@ from primeflowd.destinations import Destinations
 from primeflowd.errors import Draining
 from primeflowd.event_callbacks import EventCallbacks
 from primeflowd.explanation import DestinationNow
+from primeflowd.exposition import Exposition
 from primeflowd.heartbeat import Heartbeat
 from primeflowd.hookspecs import RecordedAttempt, Storage
 from primeflowd.housekeeping import Housekeeping
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
 from primeflowd.lease import Lease
-from primeflowd.metrics import Metrics, Reading
+from primeflowd.metrics import Reading, families
 from primeflowd.model import Delivery
 from primeflowd.plugins import Plugins
 from primeflowd.recovery import Recoveries
@@ -124,7 +125,7 @@ class Node:
             delivering_now=lambda: self.senders.sending,
             not_ready=self.not_ready,
             statistics=self.statistics,
-            scrape=Metrics(self.reading).scrape,
+            scrape=Exposition(lambda: families(self.reading())).scrape,
             requests=self.requests,
             tracing=tracing,
             secrets_changed=self.signatures.forget,

@@ -91,15 +91,10 @@ class Plugins:
                 hold a password.
             PluginError: the plugin that takes it is broken.
         """
-        for hook in self._registry.implementations("open_storage", "config", "node_id"):
-            storage = at_start(hook, "open_storage", partial(hook.call, config, node_id))
-            if storage is None:
-                continue
-            if not isinstance(storage, AbstractAsyncContextManager):
-                raise PluginError(
-                    f"{hook.label}: open_storage returned a {type(storage).__name__}, not an "
-                    "async context manager; report this to its authors"
-                )
+        storage: AbstractAsyncContextManager[Storage] | None = self._first(
+            "open_storage", AbstractAsyncContextManager, config=config, node_id=node_id
+        )
+        if storage is not None:
             return storage
         scheme = _SCHEME.match(config.storage_url)
         what = f"opens {scheme[1]}:// URLs" if scheme else "opens what it says, which is no URL"
@@ -116,17 +111,10 @@ class Plugins:
             OperatorError: it cannot be done.
             PluginError: the plugin that takes that URL is broken.
         """
-        for hook in self._registry.implementations("migrate_storage", "config", "check"):
-            state = at_start(hook, "migrate_storage", partial(hook.call, config, check))
-            if state is None:
-                continue
-            if not isinstance(state, SchemaState):
-                raise PluginError(
-                    f"{hook.label}: migrate_storage returned a {type(state).__name__}, not a "
-                    "SchemaState; report this to its authors"
-                )
-            return state
-        return None
+        state: SchemaState | None = self._first(
+            "migrate_storage", SchemaState, config=config, check=check
+        )
+        return state
 
     def signers(self, config: Config) -> tuple[Signer, ...]:
         """The signers that `config.signing.signers` names, in that order.
@@ -181,6 +169,24 @@ class Plugins:
         The calls never raise. They block for as long as the plugin likes.
         """
         return {hook.plugin: partial(self._recorded, hook) for hook in self._recorders}
+
+    def _first(self, name: str, kind: type, **given: object) -> Any:
+        """What the hook `name` returns, of the first plugin that returns anything; else None.
+
+        Raises:
+            OperatorError: that plugin's own, or a PluginError where it is broken.
+        """
+        for hook in self._registry.implementations(name, *given):
+            answer = at_start(hook, name, partial(hook.call, *given.values()))
+            if answer is None:
+                continue
+            if not isinstance(answer, kind):
+                raise PluginError(
+                    f"{hook.label}: {name} returned {type(answer).__name__}, not {kind.__name__}; "
+                    "report this to its authors"
+                )
+            return answer
+        return None
 
     def _recorded(self, hook: Implementation, records: Sequence[RecordedAttempt]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""config.py: one TOML file, checked to the last key."""
+"""config/: one TOML file, checked to the last key."""
 
 import re
 from pathlib import Path

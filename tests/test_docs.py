@@ -1,17 +1,21 @@
 """What the documentation names exists, and what there is, it names."""
 
 import ast
+import hmac
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from standardwebhooks import Webhook
 
-from primeflowd import config, hookspecs
+from primeflowd import config, hookspecs, payload
 from primeflowd.api import app, routes
 from primeflowd.cli import primeflowd as command_line
+from primeflowd.instants import MILLISECOND, SECOND
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,6 +113,39 @@ def test_marked_commands_are_the_only_ones_in_their_block() -> None:
         [block] = re.findall(rf"<!-- {marker} -->\n```sh\n(.*?)```", README, re.DOTALL)
         assert len(block.splitlines()) == 1
         assert block.startswith("python3 -m venv .venv && ")
+
+
+def test_the_callback_of_the_readme_is_genuine() -> None:
+    """4.2, 4.4, 6.2: its length and its signatures are those of its body, as bytes in one line."""
+    [block] = blocks(README, "http")
+    head, body = block.rstrip("\n").split("\n\n")
+    fields = dict(line.split(": ", 1) for line in head.splitlines()[1:])
+    sent = body.replace("\n", "").encode()
+    [secret] = re.findall(r"signed with `(whsec_[^`]*)`", README)
+    assert int(fields["Content-Length"]) == len(sent)
+    assert fields["Primeflow-Signature"] == hmac.new(secret.encode(), sent, "sha256").hexdigest()
+    at = datetime.fromtimestamp(int(fields["webhook-timestamp"]), UTC)
+    signed = Webhook(secret).sign(fields["webhook-id"], at, sent.decode())
+    assert fields["webhook-signature"] == signed
+    began = datetime(2026, 5, 6, 10, tzinfo=UTC)
+    micros = int(began.timestamp()) * SECOND
+    assert sent == payload.freeze(
+        batch_id=fields["webhook-id"], status="succeeded", output=b'{"rows":3}',
+        metadata=b'{"order":4711}', created_at=micros, completed_at=micros + 1500 * MILLISECOND,
+    )  # fmt: skip
+
+
+def test_every_module_has_its_place_in_the_map() -> None:
+    """In the table of CONTRIBUTING.md, or below it where it is a package."""
+    _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where things are")
+    places = "\n".join(re.findall(r"^\| [^|]* \|(.*)\|$", text, re.MULTILINE))
+    named = re.findall("`([a-z_]+)`", places)
+    assert len(named) == len(set(named))
+    package = ROOT / "primeflowd"
+    modules = {path.stem for path in package.glob("[!_]*.py")}
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert modules | {"config"} == set(named)
+    assert packages - set(named) <= set(re.findall("`([a-z_]+)` \\(", text))
 
 
 def test_links_of_the_documentation_lead_somewhere() -> None:

@@ -1,9 +1,7 @@
-"""Explanations, pure: the schedule by the rules of retry.py, what holds back, what would help."""
+"""Explanations, pure: what holds a delivery back, what would help, in which words."""
 
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from primeflowd.explanation import (
@@ -13,14 +11,12 @@ from primeflowd.explanation import (
     explain,
     policy_of,
 )
-from primeflowd.instants import HOUR, MILLISECOND, MINUTE, SECOND, Micros
-from primeflowd.model import Attempt, Delivery, Verdict
-from primeflowd.retry import after_attempt, after_interruption
+from primeflowd.instants import HOUR, MINUTE, SECOND, Micros
+from primeflowd.model import Attempt, Delivery
 from primeflowd.retry_policies import EffectivePolicy
 from primeflowd.testing.factories import DESTINATION, NOW, make_attempt, make_delivery
 
 NODE = "node-1"
-RETRY = Verdict(decision="retry", reason="http_status", detail="500")
 
 
 def around(delivery: Delivery, **changes: Any) -> Surroundings:
@@ -40,103 +36,8 @@ def explained(
     return explain(delivery, attempts, around(delivery, **changes), now)
 
 
-def failed(number: int, at: Micros, took: int = 0, reason: str = "http_status") -> Attempt:
-    return make_attempt(
-        attempt_number=number,
-        status_code=500 if reason == "http_status" else None,
-        failure_reason=reason,
-        error_message=f"{reason} it was",
-        created_at=at,
-        response_time=took,
-    )
-
-
 def kinds(explanation: Explanation) -> list[str]:
     return [hold.kind for hold in explanation.held_back_by]
-
-
-def test_schedule_of_a_new_delivery() -> None:
-    """3.5, 3.6: the first attempt at once, then each delay from the end of the one before."""
-    steps = explained(make_delivery(claimed_by=NODE)).schedule
-    assert [(each.attempt_number, each.state, each.delay, each.at - NOW) for each in steps] == [
-        (1, "waiting", None, 0),
-        (2, "planned", "15m", 15 * MINUTE),
-        (3, "planned", "1h", 75 * MINUTE),
-        (4, "planned", "24h", 75 * MINUTE + 24 * HOUR),
-    ]
-
-
-def test_an_overdue_attempt_puts_off_those_after_it() -> None:
-    """3.6: their delays run from an end that is still to come."""
-    steps = explained(make_delivery(), now=NOW + HOUR).schedule
-    assert [each.at - NOW for each in steps[:2]] == [0, HOUR + 15 * MINUTE]
-
-
-def test_attempts_on_record_and_the_one_that_waits() -> None:
-    """5.5: what each met; 3.6: `hastened` is one that did not wait for its delay."""
-    first = failed(1, NOW, took=2_000)
-    due = NOW + 2 * SECOND + 15 * MINUTE
-    early, in_time = failed(2, due - MILLISECOND), failed(2, due)
-    waiting = make_delivery(attempt_count=2, due_at=due + HOUR)
-    for second, hastened in ((early, True), (in_time, False)):
-        steps = explained(waiting, first, second, now=due + SECOND).schedule
-        assert [(each.state, each.delay, each.hastened) for each in steps] == [
-            ("made", None, False),
-            ("made", "15m", hastened),
-            ("waiting", "1h", False),
-            ("planned", "24h", False),
-        ]
-        assert [each.attempt for each in steps] == [first, second, None, None]
-
-
-def test_an_interrupted_attempt_takes_a_number_and_no_retry() -> None:
-    """5.6: the next one waits for no delay, and as many retries are left as before."""
-    cut = failed(1, NOW, reason="interrupted")
-    delivery = make_delivery(attempt_count=1, interruptions=1)
-    steps = explained(delivery, cut).schedule
-    assert [(each.attempt_number, each.state, each.delay) for each in steps] == [
-        (1, "interrupted", None),
-        (2, "waiting", None),
-        (3, "planned", "15m"),
-        (4, "planned", "1h"),
-        (5, "planned", "24h"),
-    ]
-
-
-@given(
-    delays=st.lists(st.sampled_from(["1s", "15m", "1h30m", "7d"]), max_size=5).map(tuple),
-    more=st.integers(0, 4),
-    events=st.lists(st.sampled_from(["fail", "interrupt"]), max_size=12),
-    late=st.integers(0, HOUR),
-)
-def test_the_schedule_is_what_retry_does(
-    delays: tuple[str, ...], more: int, events: list[str], late: Micros
-) -> None:
-    """3.3, 3.6: foretold from any state on, it is what comes if every attempt fails at once."""
-    retries = len(delays) + more if delays else 0
-    delivery = make_delivery(delays=delays, max_retries=retries, claimed_by=NODE)
-    attempts: list[Attempt] = []
-    for event in events:
-        if delivery.due_at is None:
-            break
-        at = delivery.due_at
-        number = delivery.attempt_count + 1
-        if event == "fail":
-            attempts.append(failed(number, at))
-            delivery = after_attempt(delivery, RETRY, at, wait_cap=0)
-        else:
-            attempts.append(failed(number, at, reason="interrupted"))
-            delivery = after_interruption(delivery, at)
-    now = NOW if delivery.due_at is None else delivery.due_at + late
-    steps = explained(delivery, *attempts, now=now).schedule
-    assert [step.attempt_number for step in steps] == list(range(1, len(steps) + 1))
-    assert not any(step.hastened for step in steps)
-    foretold = [step.at for step in steps if step.attempt is None]
-    came: list[Micros] = []
-    while delivery.due_at is not None:
-        came.append(delivery.due_at)
-        delivery = after_attempt(delivery, RETRY, max(now, delivery.due_at), wait_cap=0)
-    assert foretold == came
 
 
 def test_not_due() -> None:
@@ -237,7 +138,8 @@ def test_succeeded() -> None:
 
 def test_failed_with_retries_left() -> None:
     """5.2: what ended it early, and what has to be mended before it is sent again."""
-    found = explained(ended("failed", "gone", 1), failed(1, NOW, reason="gone"))
+    gone = make_attempt(status_code=410, failure_reason="gone")
+    found = explained(ended("failed", "gone", 1), gone)
     assert "3 more attempts were allowed, but this is final" in found.summary
     assert found.would_go[0].startswith("first make sure")
     assert "callback-redeliveries" in found.would_go[1]

@@ -12,10 +12,11 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from primeflowd.destinations import DestinationStatistics
+from primeflowd.exposition import Exposition
 from primeflowd.histogram import COMMIT_TIMES, Histogram
 from primeflowd.hookspecs import StorageStatistics
 from primeflowd.instants import SECOND
-from primeflowd.metrics import MOST_DESTINATIONS, Metrics, Reading
+from primeflowd.metrics import MOST_DESTINATIONS, Reading, families
 from primeflowd.tallies import AttemptTally, RequestTally, loop_lags
 from primeflowd.transport import TransportStatistics
 from tests.monitoring import documented
@@ -63,7 +64,7 @@ def reading(**changes: Any) -> Reading:
 
 def scraped(given: Reading) -> dict[str, Metric]:
     """The families by name, as Prometheus reads them."""
-    body, _ = Metrics(lambda: given).scrape("")
+    body, _ = Exposition(lambda: families(given)).scrape("")
     return {family.name: family for family in text_string_to_metric_families(body.decode())}
 
 
@@ -183,7 +184,7 @@ def test_destinations_are_bounded() -> None:
     assert suspended["other",] == 80
     assert samples(given, "destinations_suspended") == {(): 100}
     assert samples(given, "destinations") == {(): 1000}
-    lines = len(Metrics(lambda: given).scrape("")[0].splitlines())
+    lines = len(Exposition(lambda: families(given)).scrape("")[0].splitlines())
     assert lines < 500
 
 
@@ -219,13 +220,13 @@ def test_idle_destinations_neither_come_nor_go() -> None:
     ],
 )
 def test_formats(accept: str, content_type: str) -> None:
-    body, given = Metrics(reading).scrape(accept)
+    body, given = Exposition(lambda: families(reading())).scrape(accept)
     assert given == content_type
     assert body.endswith(b"# EOF\n") is ("openmetrics" in content_type)
 
 
 def test_both_formats_say_the_same() -> None:
-    metrics = Metrics(reading)
+    metrics = Exposition(lambda: families(reading()))
     plain, _ = metrics.scrape("")
     text, _ = metrics.scrape("application/openmetrics-text")
     ours = {
@@ -245,7 +246,7 @@ def test_both_formats_say_the_same() -> None:
 
 def test_every_metric_is_documented_with_type_and_labels_and_the_other_way_round() -> None:
     exposed = {}
-    for line in Metrics(reading).scrape("")[0].decode().splitlines():
+    for line in Exposition(lambda: families(reading())).scrape("")[0].decode().splitlines():
         if found := re.match(r"# TYPE (\S+) (\S+)", line):
             name, kind = found.groups()
             exposed[name] = ("info" if name.endswith("_info") else kind, set[str]())
@@ -258,7 +259,7 @@ def test_every_metric_is_documented_with_type_and_labels_and_the_other_way_round
 
 def test_a_reading_is_taken_anew_for_each_scrape() -> None:
     readings = iter([reading(accepted=1), reading(accepted=2)])
-    metrics = Metrics(lambda: next(readings))
+    metrics = Exposition(lambda: families(next(readings)))
     assert b"accepted_total 1.0" in metrics.scrape("")[0]
     assert b"accepted_total 2.0" in metrics.scrape("")[0]
 

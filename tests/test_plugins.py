@@ -1,6 +1,7 @@
 """Calling the hooks of plugins, and what a broken one can and cannot do."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
@@ -139,61 +140,40 @@ def test_a_storage_plugin_goes_before_the_built_in(install: Install) -> None:
     assert getattr(opened, "enter_result", None) == "mine"
 
 
+CALLS: dict[str, Callable[[Plugins, Config], object]] = {
+    "open_storage": lambda plugins, config: plugins.open_storage(config, None),
+    "migrate_storage": lambda plugins, config: plugins.migrate_storage(config, check=True),
+}
+
+
+@pytest.mark.parametrize("hook", CALLS)
 @pytest.mark.parametrize(
     ("body", "error", "expected"),
     [
-        ("raise ValueError(config.storage.url)", PluginError, "open_storage raised ValueError"),
-        ("return 5", PluginError, "open_storage returned a int"),
+        ("raise ValueError(config.storage.url)", PluginError, "{hook} raised ValueError"),
+        ("return ('1', '2')", PluginError, "{hook} returned tuple, not "),
         ("raise ConfigError('acme: pool too small')", ConfigError, "acme: pool too small"),
-    ],
-)
-def test_a_storage_plugin_that_fails_is_named(
-    install: Install, body: str, error: type[Exception], expected: str
-) -> None:
-    install(
-        "acme",
-        f"""
-        from primeflowd.errors import ConfigError
-
-        @hookimpl
-        def open_storage(config):
-            {body}
-        """,
-    )
-    config = enabling("acme", storage={"url": "acme://scott:tiger@db"})
-    with pytest.raises(error) as caught:
-        Plugins(config).open_storage(config, None)
-    assert type(caught.value) is error
-    assert expected in str(caught.value)
-    assert "tiger" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("body", "error", "expected"),
-    [
-        ("raise ValueError(config.storage.url)", PluginError, "migrate_storage raised ValueError"),
-        ("return ('1', '2')", PluginError, "migrate_storage returned a tuple"),
         ("raise OperatorError('no such host')", OperatorError, "no such host"),
     ],
 )
-def test_a_storage_plugin_that_cannot_migrate_is_named(
-    install: Install, body: str, error: type[Exception], expected: str
+def test_a_storage_plugin_that_fails_is_named(
+    install: Install, hook: str, body: str, error: type[Exception], expected: str
 ) -> None:
     install(
         "acme",
         f"""
-        from primeflowd.errors import OperatorError
+        from primeflowd.errors import ConfigError, OperatorError
 
         @hookimpl
-        def migrate_storage(config):
+        def {hook}(config):
             {body}
         """,
     )
     config = enabling("acme", storage={"url": "acme://scott:tiger@db"})
     with pytest.raises(error) as caught:
-        Plugins(config).migrate_storage(config, check=True)
+        CALLS[hook](Plugins(config), config)
     assert type(caught.value) is error
-    assert expected in str(caught.value)
+    assert expected.format(hook=hook) in str(caught.value)
     assert "tiger" not in str(caught.value)
 
 

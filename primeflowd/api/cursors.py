@@ -81,10 +81,11 @@ def gather(
 
 def slice_page(
     rows: Sequence[R], position_of: Callable[[R], tuple[Micros, str]], page: Page
-) -> tuple[list[R], bool]:
-    """A page of a list that is at hand whole, newest first; and whether there is more."""
+) -> tuple[list[R], str | None]:
+    """A page of a list that is at hand whole, newest first; and the cursor of the next, if any."""
     rest = [row for row in rows if page.before is None or position_of(row) < page.before]
-    return rest[: page.limit], len(rest) > page.limit
+    found = rest[: page.limit]
+    return found, encode(*position_of(found[-1])) if len(rest) > len(found) else None
 
 
 def _limit(call: Call) -> int:

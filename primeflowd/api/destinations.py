@@ -85,8 +85,7 @@ async def list_page(call: Call) -> Answer:
     known = {name: policies.empty(name, 0) for name in call.services.config.destinations}
     known |= {policy.destination: policy for policy in stored}
     every = sorted(known.values(), key=_position, reverse=True)
-    found, more = cursors.slice_page(every, _position, page)
-    following = cursors.encode(*_position(found[-1])) if more else None
+    found, following = cursors.slice_page(every, _position, page)
     return shapes.page([_of(call, policy) for policy in found], following)
 
 

@@ -17,8 +17,6 @@ from primeflowd.explanation import (
     Explanation,
     Hold,
     HoldKind,
-    Step,
-    StepState,
     Surroundings,
     explain,
     policy_of,
@@ -27,6 +25,7 @@ from primeflowd.hookspecs import Tx
 from primeflowd.instants import Micros, rfc3339
 from primeflowd.model import Attempt, Delivery, DeliveryStatus, FailureReason
 from primeflowd.retry_policies import EffectivePolicy, effective_policy
+from primeflowd.timetable import Step, StepState
 
 
 class StepShape(msgspec.Struct, frozen=True):
@@ -180,7 +179,7 @@ def _step(step: Step) -> StepShape:
 
 
 def _hold(hold: Hold) -> HoldShape:
-    return HoldShape(hold.kind, None if hold.until is None else rfc3339(hold.until), hold.text)
+    return HoldShape(hold.kind, shapes.time(hold.until), hold.text)
 
 
 def _destination(name: str, there: DestinationNow) -> DestinationNowShape:
@@ -190,7 +189,7 @@ def _destination(name: str, there: DestinationNow) -> DestinationNowShape:
         queued=there.queued,
         in_flight=there.in_flight,
         window=there.window,
-        suspended_until=None if until is None else rfc3339(until),
+        suspended_until=shapes.time(until),
         probing=there.probing,
     )
 

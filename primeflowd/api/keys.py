@@ -14,9 +14,10 @@ from primeflowd.api import cursors, decode, idempotency, shapes
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Call, Route
 from primeflowd.api.errors import Rejected
+from primeflowd.api.shapes import Id, Time
 from primeflowd.errors import NotFound
 from primeflowd.hookspecs import Tx
-from primeflowd.instants import Micros
+from primeflowd.instants import Micros, rfc3339
 from primeflowd.model import ApiKey
 from primeflowd.unit import Unit
 
@@ -26,6 +27,24 @@ class NewKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     scopes: list[str] | None = None
     label: str | None = None
+
+
+class KeyShape(msgspec.Struct, frozen=True):
+    """An API key, without the key."""
+
+    id: Id
+    org_id: str
+    key_prefix: str
+    scopes: tuple[str, ...]
+    label: str | None
+    revoked_at: Time | None
+    created_at: Time
+
+
+class NewKeyShape(KeyShape, frozen=True):
+    """An API key in the one answer that shows it."""
+
+    key: str
 
 
 _new: Final = msgspec.json.Decoder(NewKeyBody)
@@ -51,9 +70,8 @@ async def list_page(call: Call) -> Answer:
     """A page of the org's keys, revoked ones too."""
     page = cursors.requested_page(call)
     every = await call.services.storage.read(partial(_list, call.org_id))
-    keys, more = cursors.slice_page(every, _position, page)
-    following = cursors.encode(*_position(keys[-1])) if more else None
-    return shapes.page([shapes.key(key) for key in keys], following)
+    keys, following = cursors.slice_page(every, _position, page)
+    return shapes.page([_shape(key) for key in keys], following)
 
 
 async def revoke(call: Call) -> Answer:
@@ -85,8 +103,24 @@ def _position(key: ApiKey) -> tuple[Micros, str]:
     return key.created_at, key.id
 
 
+def _shape(value: ApiKey) -> KeyShape:
+    return KeyShape(
+        id=value.id,
+        org_id=value.org_id,
+        key_prefix=value.key_prefix,
+        scopes=value.scopes,
+        label=value.label,
+        revoked_at=shapes.time(value.revoked_at),
+        created_at=rfc3339(value.created_at),
+    )
+
+
+def _new_shape(value: ApiKey, plain: str) -> NewKeyShape:
+    return NewKeyShape(**msgspec.structs.asdict(_shape(value)), key=plain)
+
+
 def _created(plain: str, key: ApiKey) -> Answer:
-    return shapes.answer(201, shapes.new_key(key, plain))
+    return shapes.answer(201, _new_shape(key, plain))
 
 
 def _revoked(_: None) -> Answer:

@@ -11,9 +11,11 @@ from primeflowd.api import decode, idempotency, shapes
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Call, Route
 from primeflowd.api.decode import ABSENT
+from primeflowd.api.shapes import Count, Time
 from primeflowd.durations import InvalidDuration, parse_delay
 from primeflowd.errors import InvalidRequest, NotFound
 from primeflowd.hookspecs import Tx
+from primeflowd.instants import rfc3339
 from primeflowd.model import RetryPolicy
 from primeflowd.retry_policies import effective_policy, put_policy
 from primeflowd.unit import Unit
@@ -34,6 +36,17 @@ class PolicyBody(msgspec.Struct, frozen=True):
     plan_id: str | None = None
     delays: Raw = ABSENT
     max_retries: Raw = ABSENT
+
+
+class PolicyShape(msgspec.Struct, frozen=True):
+    """When a callback that failed is tried again."""
+
+    org_id: str
+    plan_id: str
+    delays: tuple[str, ...]
+    max_retries: Count
+    created_at: Time
+    updated_at: Time
 
 
 _body: Final = msgspec.json.Decoder(PolicyBody)
@@ -60,7 +73,7 @@ async def get(call: Call) -> Answer:
     """The policy of exactly this plan, or of the org where no plan is named."""
     plan_id = decode.plan_id(call.query("plan_id"))
     policy = await call.services.storage.read(partial(_find, call.org_id, plan_id))
-    return shapes.answer(200, shapes.policy(policy))
+    return shapes.answer(200, _shape(policy))
 
 
 async def delete(call: Call) -> Answer:
@@ -73,7 +86,7 @@ async def delete(call: Call) -> Answer:
 async def list_all(call: Call) -> Answer:
     """All policies of the org: a bare array, as A has it (contract 2.9)."""
     policies = await call.services.storage.read(partial(_list, call.org_id))
-    return shapes.answer(200, [shapes.policy(policy) for policy in policies])
+    return shapes.answer(200, [_shape(policy) for policy in policies])
 
 
 async def effective(call: Call) -> Answer:
@@ -105,8 +118,19 @@ def _list(org_id: str, tx: Tx) -> list[RetryPolicy]:
     return tx.policies(org_id)
 
 
+def _shape(value: RetryPolicy) -> PolicyShape:
+    return PolicyShape(
+        org_id=value.org_id,
+        plan_id=value.plan_id,
+        delays=value.delays,
+        max_retries=value.max_retries,
+        created_at=rfc3339(value.created_at),
+        updated_at=rfc3339(value.updated_at),
+    )
+
+
 def _render(policy: RetryPolicy) -> Answer:
-    return shapes.answer(200, shapes.policy(policy))
+    return shapes.answer(200, _shape(policy))
 
 
 def _no_content(_: None) -> Answer:

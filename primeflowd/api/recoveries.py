@@ -1,7 +1,7 @@
 """`/v1/deliveries/recover` and `/recoveries/{id}`: bulk redelivery and its progress (5.4)."""
 
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -10,8 +10,10 @@ from primeflowd.api.answer import Answer
 from primeflowd.api.call import Call, Route
 from primeflowd.api.decode import Instant
 from primeflowd.api.deliveries import destination
+from primeflowd.api.shapes import Count, Id, Time
 from primeflowd.errors import NotFound
 from primeflowd.hookspecs import Tx
+from primeflowd.instants import rfc3339
 from primeflowd.model import FailureReason, Recovery
 from primeflowd.recovery import start_recovery
 
@@ -23,6 +25,30 @@ class RecoverBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     until: Instant | None = None
     destination: str | None = None
     failure_reason_code: FailureReason | None = None
+
+
+class RecoveryShape(msgspec.Struct, frozen=True):
+    """A bulk redelivery and how far it is: `redelivered` + `skipped` grow towards `matched`."""
+
+    id: Id
+    org_id: str
+    status: Literal["running", "completed"]
+    since: Time
+    until: Time
+    destination: str | None
+    failure_reason_code: FailureReason | None
+    matched: Count
+    redelivered: Count
+    skipped: Count
+    created_at: Time
+    completed_at: Time | None
+
+
+class RecoveryStartedShape(msgspec.Struct, frozen=True):
+    """A bulk redelivery that was asked for; its progress can be read."""
+
+    id: Id
+    matched: Count
 
 
 _recover: Final = msgspec.json.Decoder(RecoverBody)
@@ -55,7 +81,7 @@ async def get(call: Call) -> Answer:
     recovery = await call.services.storage.read(
         partial(_get, call.org_id, call.identifier("recovery_id"))
     )
-    return shapes.answer(200, shapes.recovery(recovery))
+    return shapes.answer(200, _shape(recovery))
 
 
 def _get(org_id: str, recovery_id: str, tx: Tx) -> Recovery:
@@ -65,8 +91,25 @@ def _get(org_id: str, recovery_id: str, tx: Tx) -> Recovery:
     return recovery
 
 
+def _shape(value: Recovery) -> RecoveryShape:
+    return RecoveryShape(
+        id=value.id,
+        org_id=value.org_id,
+        status=value.status,
+        since=rfc3339(value.since),
+        until=rfc3339(value.until),
+        destination=value.destination,
+        failure_reason_code=value.failure_reason,
+        matched=value.matched,
+        redelivered=value.redelivered,
+        skipped=value.skipped,
+        created_at=rfc3339(value.created_at),
+        completed_at=shapes.time(value.completed_at),
+    )
+
+
 def _started(recovery: Recovery) -> Answer:
-    return shapes.answer(202, shapes.RecoveryStartedShape(recovery.id, recovery.matched))
+    return shapes.answer(202, RecoveryStartedShape(recovery.id, recovery.matched))
 
 
 _PATH: Final = "/v1/deliveries"

@@ -14,9 +14,10 @@ from msgspec import UNSET, UnsetType
 from primeflowd.api import cursors, decode, idempotency, shapes
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Call, Route
+from primeflowd.api.shapes import Id, Time
 from primeflowd.errors import NotFound
 from primeflowd.hookspecs import Tx
-from primeflowd.instants import Micros
+from primeflowd.instants import Micros, rfc3339
 from primeflowd.model import SigningSecret
 from primeflowd.signing_secrets import create_secret, disable_secret, public_key, update_secret
 from primeflowd.unit import Unit
@@ -39,6 +40,33 @@ class ChangeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_current: bool | UnsetType = UNSET
 
 
+class SecretShape(msgspec.Struct, frozen=True):
+    """A signing secret, without the secret."""
+
+    id: Id
+    org_id: str
+    key_prefix: str
+    is_current: bool
+    label: str | None
+    disabled_at: Time | None
+    last_used_at: Time | None
+    created_at: Time
+    updated_at: Time
+
+
+class NewSecretShape(SecretShape, frozen=True):
+    """A signing secret in the one answer that shows it."""
+
+    plain_secret: str
+
+
+class PublicKeyShape(msgspec.Struct, frozen=True):
+    """What verifies the signatures that the ed25519 signer makes with a secret."""
+
+    id: Id
+    public_key: str
+
+
 _new: Final = msgspec.json.Decoder(NewSecretBody)
 _change: Final = msgspec.json.Decoder(ChangeBody)
 
@@ -59,14 +87,13 @@ async def list_page(call: Call) -> Answer:
     """A page of the org's secrets, disabled ones too."""
     page = cursors.requested_page(call)
     every = await call.services.storage.read(partial(_list, call.org_id))
-    secrets, more = cursors.slice_page(every, _position, page)
-    following = cursors.encode(*_position(secrets[-1])) if more else None
-    return shapes.page([shapes.secret(secret) for secret in secrets], following)
+    secrets, following = cursors.slice_page(every, _position, page)
+    return shapes.page([_shape(secret) for secret in secrets], following)
 
 
 async def get(call: Call) -> Answer:
     """One secret, without the secret."""
-    return shapes.answer(200, shapes.secret(await _find(call)))
+    return shapes.answer(200, _shape(await _find(call)))
 
 
 async def change(call: Call) -> Answer:
@@ -96,7 +123,7 @@ async def get_public_key(call: Call) -> Answer:
     """The Ed25519 public key that goes with a secret, for receivers that verify `v1a`."""
     secret = await _find(call)
     key = public_key(call.services.keyring, secret)
-    return shapes.answer(200, shapes.PublicKeyShape(secret.id, key))
+    return shapes.answer(200, PublicKeyShape(secret.id, key))
 
 
 async def _perform(
@@ -135,12 +162,30 @@ def _position(secret: SigningSecret) -> tuple[Micros, str]:
     return secret.created_at, secret.id
 
 
+def _shape(value: SigningSecret) -> SecretShape:
+    return SecretShape(
+        id=value.id,
+        org_id=value.org_id,
+        key_prefix=value.key_prefix,
+        is_current=value.is_current,
+        label=value.label,
+        disabled_at=shapes.time(value.disabled_at),
+        last_used_at=shapes.time(value.last_used_at),
+        created_at=rfc3339(value.created_at),
+        updated_at=rfc3339(value.updated_at),
+    )
+
+
+def _new_shape(value: SigningSecret, plain: str) -> NewSecretShape:
+    return NewSecretShape(**msgspec.structs.asdict(_shape(value)), plain_secret=plain)
+
+
 def _created(made: tuple[SigningSecret, str]) -> Answer:
-    return shapes.answer(201, shapes.new_secret(*made))
+    return shapes.answer(201, _new_shape(*made))
 
 
 def _changed(secret: SigningSecret) -> Answer:
-    return shapes.answer(200, shapes.secret(secret))
+    return shapes.answer(200, _shape(secret))
 
 
 def _no_content(_: None) -> Answer:

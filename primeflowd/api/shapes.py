@@ -1,12 +1,13 @@
-"""The JSON of every object that the API shows, field by field in the order shown.
+"""The JSON of batches, items, deliveries and attempts, and what that of other objects is made of.
 
-JSON that came from a client is embedded as the bytes that are stored, never parsed. Instants are
-RFC 3339 with `Z` (contract 2.8). A policy has exactly the fields of document A, deliveries and
-their attempts those of B, in their order. All functions are pure.
+What only one module shows is in that module. Fields are in the order shown; deliveries and their
+attempts have exactly those of document B. JSON that came from a client is embedded as the bytes
+that are stored, never parsed. Instants are RFC 3339 with `Z` (contract 2.8). All functions are
+pure.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta, Raw
@@ -14,7 +15,6 @@ from msgspec import Meta, Raw
 from primeflowd.api.answer import Answer
 from primeflowd.instants import Micros, rfc3339
 from primeflowd.model import (
-    ApiKey,
     Attempt,
     Batch,
     BatchStatus,
@@ -24,9 +24,6 @@ from primeflowd.model import (
     Item,
     ItemStatus,
     PolicySource,
-    Recovery,
-    RetryPolicy,
-    SigningSecret,
 )
 from primeflowd.retry_policies import EffectivePolicy
 
@@ -120,41 +117,6 @@ class DeliveryShape(msgspec.Struct, frozen=True):
     attempts: list[AttemptShape]
 
 
-class RecoveryShape(msgspec.Struct, frozen=True):
-    """A bulk redelivery and how far it is: `redelivered` + `skipped` grow towards `matched`."""
-
-    id: Id
-    org_id: str
-    status: Literal["running", "completed"]
-    since: Time
-    until: Time
-    destination: str | None
-    failure_reason_code: FailureReason | None
-    matched: Count
-    redelivered: Count
-    skipped: Count
-    created_at: Time
-    completed_at: Time | None
-
-
-class RecoveryStartedShape(msgspec.Struct, frozen=True):
-    """A bulk redelivery that was asked for; its progress can be read."""
-
-    id: Id
-    matched: Count
-
-
-class PolicyShape(msgspec.Struct, frozen=True):
-    """When a callback that failed is tried again."""
-
-    org_id: str
-    plan_id: str
-    delays: tuple[str, ...]
-    max_retries: Count
-    created_at: Time
-    updated_at: Time
-
-
 class EffectivePolicyShape(msgspec.Struct, frozen=True):
     """The retry policy that a delivery made now would get, and where it comes from."""
 
@@ -165,49 +127,9 @@ class EffectivePolicyShape(msgspec.Struct, frozen=True):
     max_attempts: Count
 
 
-class SecretShape(msgspec.Struct, frozen=True):
-    """A signing secret, without the secret."""
-
-    id: Id
-    org_id: str
-    key_prefix: str
-    is_current: bool
-    label: str | None
-    disabled_at: Time | None
-    last_used_at: Time | None
-    created_at: Time
-    updated_at: Time
-
-
-class NewSecretShape(SecretShape, frozen=True):
-    """A signing secret in the one answer that shows it."""
-
-    plain_secret: str
-
-
-class PublicKeyShape(msgspec.Struct, frozen=True):
-    """What verifies the signatures that the ed25519 signer makes with a secret."""
-
-    id: Id
-    public_key: str
-
-
-class KeyShape(msgspec.Struct, frozen=True):
-    """An API key, without the key."""
-
-    id: Id
-    org_id: str
-    key_prefix: str
-    scopes: tuple[str, ...]
-    label: str | None
-    revoked_at: Time | None
-    created_at: Time
-
-
-class NewKeyShape(KeyShape, frozen=True):
-    """An API key in the one answer that shows it."""
-
-    key: str
+def time(instant: Micros | None) -> str | None:
+    """As rfc3339, of something that may not have happened."""
+    return None if instant is None else rfc3339(instant)
 
 
 def batch(value: Batch) -> BatchShape:
@@ -225,8 +147,8 @@ def batch(value: Batch) -> BatchShape:
         items_cancelled=value.items_cancelled,
         cancellation_reason=value.cancellation_reason,
         created_at=rfc3339(value.created_at),
-        started_at=_time(value.started_at),
-        completed_at=_time(value.completed_at),
+        started_at=time(value.started_at),
+        completed_at=time(value.completed_at),
         updated_at=rfc3339(value.updated_at),
     )
 
@@ -260,10 +182,10 @@ def delivery(
         failure_detail=value.failure_detail,
         attempt_count=value.attempt_count,
         max_attempts=value.max_attempts,
-        next_attempt_at=_time(value.due_at),
+        next_attempt_at=time(value.due_at),
         created_at=rfc3339(value.created_at),
         updated_at=rfc3339(value.updated_at),
-        completed_at=_time(value.completed_at),
+        completed_at=time(value.completed_at),
         attempts=[attempt(each) for each in attempts],
     )
 
@@ -281,34 +203,6 @@ def attempt(value: Attempt) -> AttemptShape:
     )
 
 
-def recovery(value: Recovery) -> RecoveryShape:
-    return RecoveryShape(
-        id=value.id,
-        org_id=value.org_id,
-        status=value.status,
-        since=rfc3339(value.since),
-        until=rfc3339(value.until),
-        destination=value.destination,
-        failure_reason_code=value.failure_reason,
-        matched=value.matched,
-        redelivered=value.redelivered,
-        skipped=value.skipped,
-        created_at=rfc3339(value.created_at),
-        completed_at=_time(value.completed_at),
-    )
-
-
-def policy(value: RetryPolicy) -> PolicyShape:
-    return PolicyShape(
-        org_id=value.org_id,
-        plan_id=value.plan_id,
-        delays=value.delays,
-        max_retries=value.max_retries,
-        created_at=rfc3339(value.created_at),
-        updated_at=rfc3339(value.updated_at),
-    )
-
-
 def effective_policy(value: EffectivePolicy) -> EffectivePolicyShape:
     return EffectivePolicyShape(
         source=value.source,
@@ -319,43 +213,5 @@ def effective_policy(value: EffectivePolicy) -> EffectivePolicyShape:
     )
 
 
-def secret(value: SigningSecret) -> SecretShape:
-    return SecretShape(
-        id=value.id,
-        org_id=value.org_id,
-        key_prefix=value.key_prefix,
-        is_current=value.is_current,
-        label=value.label,
-        disabled_at=_time(value.disabled_at),
-        last_used_at=_time(value.last_used_at),
-        created_at=rfc3339(value.created_at),
-        updated_at=rfc3339(value.updated_at),
-    )
-
-
-def new_secret(value: SigningSecret, plain: str) -> NewSecretShape:
-    return NewSecretShape(**msgspec.structs.asdict(secret(value)), plain_secret=plain)
-
-
-def key(value: ApiKey) -> KeyShape:
-    return KeyShape(
-        id=value.id,
-        org_id=value.org_id,
-        key_prefix=value.key_prefix,
-        scopes=value.scopes,
-        label=value.label,
-        revoked_at=_time(value.revoked_at),
-        created_at=rfc3339(value.created_at),
-    )
-
-
-def new_key(value: ApiKey, plain: str) -> NewKeyShape:
-    return NewKeyShape(**msgspec.structs.asdict(key(value)), key=plain)
-
-
 def _raw(document: bytes | None) -> Raw | None:
     return None if document is None else Raw(document)
-
-
-def _time(instant: Micros | None) -> str | None:
-    return None if instant is None else rfc3339(instant)

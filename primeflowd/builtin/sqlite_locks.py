@@ -10,7 +10,6 @@ import os
 import struct
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from primeflowd.errors import OperatorError
@@ -49,12 +48,7 @@ class LockFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def take(self, byte: int) -> bool:

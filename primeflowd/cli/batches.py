@@ -6,7 +6,8 @@ import click
 import msgspec
 
 from primeflowd.cli.client import Api, decoded, with_api
-from primeflowd.cli.deliveries import json_option, print_deliveries
+from primeflowd.cli.deliveries import print_deliveries
+from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json
 
 

@@ -8,7 +8,8 @@ import click
 import msgspec
 
 from primeflowd.cli.client import Api, decoded, with_api
-from primeflowd.cli.output import print_json, print_table, when
+from primeflowd.cli.options import json_option
+from primeflowd.cli.output import print_json, print_json_rows, print_table, when
 from primeflowd.durations import InvalidDuration, parse
 from primeflowd.errors import OperatorError
 from primeflowd.instants import Micros, from_datetime, rfc3339
@@ -17,9 +18,6 @@ from primeflowd.model import DeliveryStatus, FailureReason
 _PATH: Final = "/v1/deliveries"
 _ASK_EVERY: Final = 0.5
 
-json_option: Final = click.option(
-    "--json", "as_json", is_flag=True, help="The API's answer, for programs."
-)
 reason_option: Final = click.option(
     "--reason", type=click.Choice(get_args(FailureReason)), help="Only what failed so."
 )
@@ -69,7 +67,7 @@ def list_deliveries(
         created_before=instant(until, now),
     )
     if as_json:
-        print_json(b"[" + b",".join(found) + b"]")
+        print_json_rows(found)
     else:
         print_deliveries([decoded(each) for each in found])
 

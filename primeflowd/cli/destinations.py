@@ -6,8 +6,8 @@ from typing import Any, Final
 import click
 
 from primeflowd.cli.client import Api, decoded, with_api
-from primeflowd.cli.deliveries import json_option
-from primeflowd.cli.output import print_json, print_table, when
+from primeflowd.cli.options import json_option
+from primeflowd.cli.output import print_json, print_json_rows, print_table, when
 from primeflowd.errors import OperatorError
 
 _LIST: Final = "/v1/destinations"
@@ -30,7 +30,7 @@ def list_destinations(api: Api, as_json: bool) -> None:
     """List the destinations that have a policy, are disabled, or have failed for a while."""
     found = api.rows(_LIST, 100_000)
     if as_json:
-        print_json(b"[" + b",".join(found) + b"]")
+        print_json_rows(found)
         return
     print_table(
         ("DESTINATION", "STATE", "RATE", "AT ONCE", "TIMEOUT", "SOURCE", "WHY"),

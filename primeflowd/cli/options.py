@@ -1,4 +1,4 @@
-"""The `--config` option, and which configuration it means."""
+"""The options `--config`, with which configuration it means, and `--json`."""
 
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,10 @@ config_option: Final = click.option(
     help="Configuration file. Without it: the first of "
     + ", ".join(str(path) for path in config.DEFAULT_PATHS)
     + " that exists, else the built-in defaults.",
+)
+
+json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, help="The API's answer, for programs."
 )
 
 BUILT_IN: Final = "built-in defaults"

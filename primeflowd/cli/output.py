@@ -20,6 +20,11 @@ def print_json(body: bytes) -> None:
     click.echo(msgspec.json.format(body, indent=2))
 
 
+def print_json_rows(rows: Iterable[bytes]) -> None:
+    """Rows as they came, as one array."""
+    print_json(b"[" + b",".join(rows) + b"]")
+
+
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()
 ) -> None:

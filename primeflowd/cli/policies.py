@@ -5,11 +5,11 @@ from typing import Any, Final
 import click
 
 from primeflowd.cli.client import Api, decoded, with_api
-from primeflowd.cli.deliveries import json_option
+from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json, print_table, when
 from primeflowd.durations import InvalidDuration, parse_delay, shown
 from primeflowd.errors import OperatorError
-from primeflowd.explanation import waits
+from primeflowd.timetable import waits
 
 _PATH: Final = "/v1/policies/retry"
 _WIDTH: Final = 60

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from primeflowd.cli.client import Api, decoded, with_api
-from primeflowd.cli.deliveries import json_option
+from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json, print_table
 
 

@@ -5,8 +5,8 @@ from typing import Final
 import click
 
 from primeflowd.cli.client import Api, decoded, with_api
-from primeflowd.cli.deliveries import json_option
-from primeflowd.cli.output import print_json, print_table, when
+from primeflowd.cli.options import json_option
+from primeflowd.cli.output import print_json, print_json_rows, print_table, when
 
 _PATH: Final = "/v1/callback-secrets"
 
@@ -19,7 +19,7 @@ def list_secrets(api: Api, as_json: bool) -> None:
     # A handful, but the API pages them like everything else.
     found = api.rows(_PATH, 10_000)
     if as_json:
-        print_json(b"[" + b",".join(found) + b"]")
+        print_json_rows(found)
         return
     print_table(
         ("ID", "SECRET", "STATE", "LABEL", "CREATED", "LAST USED"),

@@ -32,6 +32,10 @@ def free_port() -> int:
         return port
 
 
+def batch_for(url: str) -> dict[str, str]:
+    return {"status": "succeeded", "callback_url": url}
+
+
 class Shared:
     """Two nodes on one file, on one port or each on its own."""
 
@@ -47,6 +51,16 @@ class Shared:
         query = "SELECT id FROM deliveries WHERE claimed_by LIKE ? || '%'"
         with closing(sqlite3.connect(self.path, timeout=30)) as database:
             return {delivery_id for (delivery_id,) in database.execute(query, (name,))}
+
+    def hold_at_first(self, url: str, count: int) -> tuple[set[str], set[str]]:
+        """Have so many retries wait at the first node: the ids of batches and deliveries."""
+        with self.cluster.client(1) as client:
+            answer = client.post("/v1/batches/bulk", json={"batches": [batch_for(url)] * count})
+            accepted = {result["id"] for result in answer.json()["results"]}
+            eventually(lambda: client.get("/v1/stats").json()["waiting"] == count)
+        held = self.claims(self.cluster.nodes[0].name)
+        assert len(held) == count
+        return accepted, held
 
     def pause(self, node: Node) -> None:
         """Pause a node, but not in the middle of a write: with the file locked, no other can."""
@@ -144,13 +158,7 @@ def test_waiting_retries_of_one_process_go_to_the_other(
     cluster, (node, other) = shared.cluster, shared.cluster.nodes
     script = [{"status": 503}, {}]
     with ReceiverProcess(tmp_path / "a.jsonl", script, by_attempt=True) as receiver, cluster:
-        batch = {"status": "succeeded", "callback_url": receiver.url}
-        with cluster.client(1) as client:
-            answer = client.post("/v1/batches/bulk", json={"batches": [batch] * 200})
-            accepted = {result["id"] for result in answer.json()["results"]}
-            eventually(lambda: client.get("/v1/stats").json()["waiting"] == 200)
-        held = shared.claims(node.name)
-        assert len(held) == 200
+        accepted, held = shared.hold_at_first(receiver.url, 200)
         began = time.monotonic()
         if how == "drained":
             assert node.terminate() == 0
@@ -183,13 +191,7 @@ def test_a_process_that_stands_still_sends_nothing_of_another(
     cluster, (node, other) = shared.cluster, shared.cluster.nodes
     script = [{"status": 503}, {}]
     with ReceiverProcess(tmp_path / "a.jsonl", script, by_attempt=True) as receiver, cluster:
-        batch = {"status": "succeeded", "callback_url": receiver.url}
-        with cluster.client(1) as client:
-            answer = client.post("/v1/batches/bulk", json={"batches": [batch] * 200})
-            accepted = {result["id"] for result in answer.json()["results"]}
-            eventually(lambda: client.get("/v1/stats").json()["waiting"] == 200)
-        held = shared.claims(node.name)
-        assert len(held) == 200
+        accepted, held = shared.hold_at_first(receiver.url, 200)
         shared.pause(node)
         stopped = time.time()
         eventually(lambda: shared.claims(other.name) == held)
@@ -199,7 +201,7 @@ def test_a_process_that_stands_still_sends_nothing_of_another(
         eventually(lambda: node.events("lease_lost"))
         # It takes part again.
         with cluster.client(1) as client:
-            accepted.add(client.post("/v1/batches", json=batch).json()["id"])
+            accepted.add(client.post("/v1/batches", json=batch_for(receiver.url)).json()["id"])
         eventually(lambda: len(receiver.arrivals()) == 402)
         cluster.settle()
         with cluster.client(2) as client:

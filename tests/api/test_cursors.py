@@ -102,9 +102,10 @@ def test_slices_hold_every_row_once(count: int, limit: int) -> None:
     seen: list[tuple[int, str]] = []
     before = None
     while True:
-        page, more = cursors.slice_page(rows, lambda row: row, Page(limit, before))
+        page, following = cursors.slice_page(rows, lambda row: row, Page(limit, before))
         seen += page
-        if not more:
+        if following is None:
             break
         before = page[-1]
+        assert following == cursors.encode(*before)
     assert seen == rows

@@ -1,9 +1,7 @@
 """Nodes that share a SQLite file: who sits where, and what the dead leave behind."""
 
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from primeflowd.instants import HOUR
 from primeflowd.model import Delivery
 from primeflowd.testing.conformance.base import delivery_of, store
 from primeflowd.testing.factories import make_delivery
+from tests.builtin.processes import python_process
 
 NODE = """
 import sys, trio
@@ -42,22 +41,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "storage.db"
 
 
-@asynccontextmanager
-async def node_process(path: Path, node_id: str, *leases: str) -> AsyncIterator[trio.Process]:
+def node_process(
+    path: Path, node_id: str, *leases: str
+) -> AbstractAsyncContextManager[trio.Process]:
     """A process that has the storage open as a node, with these leases and a claim for each."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", NODE, str(path), node_id, *leases], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        async with process.stdout:
-            said = b""
-            while said != b"sits\n":
-                said += await process.stdout.receive_some(1)
-            yield process
-    finally:
-        process.kill()
-        await process.wait()
+    return python_process(NODE, str(path), node_id, *leases, says=b"sits")
 
 
 async def kill(process: trio.Process) -> None:

@@ -2,11 +2,9 @@
 
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from primeflowd.errors import OperatorError, StorageUnavailable
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import MILLISECOND
 from primeflowd.testing.daemon_process import eventually
+from tests.builtin.processes import python_process
 
 WRITER = """
 import sys, trio
@@ -55,22 +54,9 @@ def connect(path: Path) -> Iterator[Callable[[], InTurn]]:
         connection.close()
 
 
-@asynccontextmanager
-async def writing_process(path: Path) -> AsyncIterator[trio.Process]:
+def writing_process(path: Path) -> AbstractAsyncContextManager[trio.Process]:
     """A process in the middle of a transaction, which it commits when its input ends."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        async with process.stdout:
-            said = b""
-            while said != b"writes\n":
-                said += await process.stdout.receive_some(1)
-            yield process
-    finally:
-        process.kill()
-        await process.wait()
+    return python_process(WRITER, str(path), says=b"writes")
 
 
 def takes(connection: InTurn, order: list[str], name: str) -> threading.Thread:

@@ -13,7 +13,6 @@ processes alike. Its methods do not block and may be called from everywhere.
 import socket
 import threading
 from contextlib import suppress
-from types import TracebackType
 from typing import Final, Literal
 
 Direction = Literal["both", "to_server", "to_client"]
@@ -46,12 +45,7 @@ class Proxy:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         with self._changed:
             self._closed = True
         self.cut()

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from primeflowd.api import destinations, health, keys, reload, secrets, shapes
+from primeflowd.api import destinations, health, keys, reload, secrets
 from primeflowd.api.openapi_document.operation import (
     PAGE,
     Operation,
@@ -75,7 +75,7 @@ OPERATIONS: Final[Operations] = {
         "current at once, later ones when promoted.",
         body=secrets.NewSecretBody,
         needs_body=False,
-        answers={201: shapes.NewSecretShape},
+        answers={201: secrets.NewSecretShape},
         refusals=(422,),
         examples={"labelled": {"label": "since May"}},
     ),
@@ -84,20 +84,20 @@ OPERATIONS: Final[Operations] = {
         summary="List signing secrets",
         description="Disabled ones too, newest first.",
         query=PAGE,
-        answers={200: Pages(shapes.SecretShape)},
+        answers={200: Pages(secrets.SecretShape)},
     ),
     secrets.get: Operation(
         name="get_secret",
         summary="Get a signing secret",
         description="Without the secret.",
-        answers={200: shapes.SecretShape},
+        answers={200: secrets.SecretShape},
     ),
     secrets.change: Operation(
         name="change_secret",
         summary="Change a signing secret",
         description="Relabels it, or makes it the current one.",
         body=secrets.ChangeBody,
-        answers={200: shapes.SecretShape},
+        answers={200: secrets.SecretShape},
         refusals=(422,),
         examples={"promote": {"is_current": True}, "relabel": {"label": "until June"}},
     ),
@@ -113,7 +113,7 @@ OPERATIONS: Final[Operations] = {
         name="get_public_key",
         summary="Get a public key",
         description="The Ed25519 key for receivers that verify v1a signatures.",
-        answers={200: shapes.PublicKeyShape},
+        answers={200: secrets.PublicKeyShape},
     ),
     keys.create: Operation(
         name="create_key",
@@ -121,7 +121,7 @@ OPERATIONS: Final[Operations] = {
         description="key is in this answer and nowhere else.",
         body=keys.NewKeyBody,
         needs_body=False,
-        answers={201: shapes.NewKeyShape},
+        answers={201: keys.NewKeyShape},
         examples={"worker": {"scopes": ["batches:write"], "label": "worker"}},
     ),
     keys.list_page: Operation(
@@ -129,7 +129,7 @@ OPERATIONS: Final[Operations] = {
         summary="List API keys",
         description="Revoked ones too, newest first.",
         query=PAGE,
-        answers={200: Pages(shapes.KeyShape)},
+        answers={200: Pages(keys.KeyShape)},
     ),
     keys.revoke: Operation(
         name="revoke_key",

@@ -34,7 +34,7 @@ OPERATIONS: Final[Operations] = {
         "plans which have none of their own. Deliveries that exist keep the policy that "
         "they were made under.",
         body=policies.PolicyBody,
-        answers={200: shapes.PolicyShape},
+        answers={200: policies.PolicyShape},
         examples={
             "plan": {"plan_id": "gold", "delays": ["15m", "1h", "24h"], "max_retries": 3},
             "org": {"delays": ["30s", "1.5h", "1d12h"], "max_retries": 10},
@@ -45,7 +45,7 @@ OPERATIONS: Final[Operations] = {
         summary="Get a retry policy",
         description="The policy of exactly this plan; there is no fallback.",
         query=(PLAN,),
-        answers={200: shapes.PolicyShape},
+        answers={200: policies.PolicyShape},
         refusals=(404,),
     ),
     policies.delete: Operation(
@@ -60,7 +60,7 @@ OPERATIONS: Final[Operations] = {
         name="list_retry_policies",
         summary="List retry policies",
         description="All of the org, in one array.",
-        answers={200: Array(shapes.PolicyShape)},
+        answers={200: Array(policies.PolicyShape)},
     ),
     policies.effective: Operation(
         name="get_effective_retry_policy",

@@ -91,7 +91,7 @@ OPERATIONS: Final[Operations] = {
         description="Redelivers every delivery that failed of those made in a stretch of time, "
         "paced, in the background.",
         body=recoveries.RecoverBody,
-        answers={202: shapes.RecoveryStartedShape},
+        answers={202: recoveries.RecoveryStartedShape},
         leads_to=("get_recovery", "recovery_id"),
         examples={
             "outage": {
@@ -106,6 +106,6 @@ OPERATIONS: Final[Operations] = {
         name="get_recovery",
         summary="Get a recovery",
         description="How far a bulk redelivery is.",
-        answers={200: shapes.RecoveryShape},
+        answers={200: recoveries.RecoveryShape},
     ),
 }

@@ -6,7 +6,17 @@ tests/api/test_openapi.py checks every one of them against the schema it stands 
 import json
 from typing import Any, Final
 
-from primeflowd.api import batches, destinations, explain, queue_shape, shapes
+from primeflowd.api import (
+    batches,
+    destinations,
+    explain,
+    keys,
+    policies,
+    queue_shape,
+    recoveries,
+    secrets,
+    shapes,
+)
 from primeflowd.api.services import NodeStatistics
 from primeflowd.reload import Reloaded
 
@@ -93,7 +103,7 @@ _CALLBACK: Final = (
 )
 
 ANSWERS: Final[dict[type, dict[str, Any]]] = {
-    shapes.PolicyShape: {
+    policies.PolicyShape: {
         "org_id": "acme",
         "plan_id": "gold",
         "delays": ["15m", "1h"],
@@ -222,8 +232,8 @@ ANSWERS: Final[dict[type, dict[str, Any]]] = {
             }
         ],
     },
-    shapes.RecoveryStartedShape: {"id": "01920000-0000-7000-8000-00000000cec0", "matched": 12},
-    shapes.RecoveryShape: {
+    recoveries.RecoveryStartedShape: {"id": "01920000-0000-7000-8000-00000000cec0", "matched": 12},
+    recoveries.RecoveryShape: {
         "id": "01920000-0000-7000-8000-00000000cec0",
         "org_id": "acme",
         "status": "running",
@@ -237,12 +247,12 @@ ANSWERS: Final[dict[type, dict[str, Any]]] = {
         "created_at": "2026-05-06T11:00:00Z",
         "completed_at": None,
     },
-    shapes.SecretShape: _SIGNING,
-    shapes.NewSecretShape: {
+    secrets.SecretShape: _SIGNING,
+    secrets.NewSecretShape: {
         **_SIGNING,
         "plain_secret": "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
     },
-    shapes.PublicKeyShape: {
+    secrets.PublicKeyShape: {
         "id": _SIGNER,
         "public_key": "whpk_K53tDYtHgVrUBrfRPjAAbDECLziCWqwY7P4Wy1X1bRk=",
     },
@@ -263,8 +273,8 @@ ANSWERS: Final[dict[type, dict[str, Any]]] = {
         "created_at": "2026-05-01T08:30:00Z",
         "updated_at": "2026-05-06T10:00:00Z",
     },
-    shapes.KeyShape: _KEY,
-    shapes.NewKeyShape: {**_KEY, "key": "pfk_0123456789abcdefghij0123456789abcdefghij"},
+    keys.KeyShape: _KEY,
+    keys.NewKeyShape: {**_KEY, "key": "pfk_0123456789abcdefghij0123456789abcdefghij"},
     Reloaded: {
         "changed": ["delivery.timeout", "log.level"],
         "needs_restart": {"api.bind": "the port is bound at the start"},

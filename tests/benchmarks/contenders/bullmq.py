@@ -29,15 +29,7 @@ _LEFT: Final = (
 )
 
 
-@dataclass
-class _Running:
-    producer: Producer
-    broker: redis.Redis
-    worker: int
-
-    def roots(self) -> list[int]:
-        return [self.broker.pid, self.worker]
-
+class _Running(redis.Running):
     def complaint(self, accepted: int) -> str | None:
         added = self.broker.count("GET", f"{_PREFIX}:id")
         left = {name: self.broker.count(how, f"{_PREFIX}:{name}") for how, name in _LEFT}

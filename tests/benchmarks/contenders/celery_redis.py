@@ -30,15 +30,7 @@ WORKERS: Final = 8
 _APP: Final = "tests.benchmarks.contenders.celery_app"
 
 
-@dataclass
-class _Running:
-    producer: Producer
-    broker: redis.Redis
-    worker: int
-
-    def roots(self) -> list[int]:
-        return [self.broker.pid, self.worker]
-
+class _Running(redis.Running):
     def complaint(self, accepted: int) -> str | None:
         waiting = self.broker.count("LLEN", "celery")
         under_way = self.broker.count("HLEN", "unacked")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks.contenders.contender import Failed, NotInstalled
+from tests.benchmarks.contenders.contender import Failed, NotInstalled, Producer
 from tests.benchmarks.machine import Cores, pinned
 
 PROMISE: Final = "Redis AOF, appendfsync everysec: up to a second can be lost; no attempt recorded"
@@ -41,6 +41,18 @@ class Redis:
         if not line.startswith(b":"):
             raise Failed(f"redis answered {line!r} to {command}")
         return int(line[1:])
+
+
+@dataclass
+class Running:
+    """A contender that has its queue there, and a worker of its own."""
+
+    producer: Producer
+    broker: Redis
+    worker: int
+
+    def roots(self) -> list[int]:
+        return [self.broker.pid, self.worker]
 
 
 def version() -> str:
