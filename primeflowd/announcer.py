@@ -37,10 +37,11 @@ class Announcer:
         """How many attempts were dropped, counted once for each plugin that missed one."""
         return sum(line.dropped for line in self._lines)
 
-    def tell(self, record: RecordedAttempt) -> None:
-        """Announce an attempt soon; never blocks. For the Trio thread."""
+    def tell(self, records: Sequence[RecordedAttempt]) -> None:
+        """Announce attempts soon; never blocks. For the Trio thread."""
         for line in self._lines:
-            line.tell(record)
+            for record in records:
+                line.tell(record)
 
     def close(self) -> None:
         """No more attempts will be told; `run` ends once all are passed on."""

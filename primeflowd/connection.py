@@ -252,6 +252,7 @@ class Connection:
     ) -> NetworkFailure | None:
         """What it means that no more will come."""
         if self.response.status is not None:
+            self.response.end()
             return None
         if self.response.received:
             problem += " in the middle of the head of its answer"

@@ -26,7 +26,7 @@ import trio
 from primeflowd import service_manager
 from primeflowd.api import front_door, listener, server
 from primeflowd.api.app import App, create_app
-from primeflowd.clock import SharedClock, SystemClock
+from primeflowd.clock import SharedClock
 from primeflowd.config import Config, parse_bind
 from primeflowd.errors import OperatorError, StorageUnavailable
 from primeflowd.hookspecs import Tx
@@ -86,7 +86,7 @@ async def _run(
             check_complete(tx)
             check_master_key(keyring, tx)
 
-        clock = SharedClock(SystemClock())
+        clock = SharedClock()
         lease = Lease(storage, clock, node_id, config.storage.lease_ttl.micros)
         # Before anything else touches storage: a wrong key must change nothing.
         freed = await lease.begin(may_begin)

@@ -5,16 +5,7 @@ window, and whether it is suspended. Guarantees that destinations take turns (ro
 one with a thousand due deliveries delays another by one round at most, and that no destination has
 more attempts under way than its window.
 
-The window follows Postfix's queue manager: it opens by one for every window's worth of successes
-(slow start from `window_initial`) and closes likewise on failures, down to 1. A window's worth of
-attempts that met no answer at all, with none between that did, is a *failed cohort*; after
-`suspend_after` of them, spread over `suspend_period` at least, the destination is suspended. When
-the suspension ends, a single attempt probes it: any answer reopens it at `window_initial`, none
-suspends it again for twice as long, up to `suspend_max`. Attempts that were under way when it was
-suspended decide nothing any more, however late they end.
-
-A destination that answers, if only with errors, is never suspended: its attempts cost little, and
-each is owed to its delivery's retry policy at its time.
+How a window opens and closes, and when a destination is suspended: destination.py.
 
 An operator's rules for a destination (destination_rules.py) go on top of that: a cap on attempts at
 once, a token bucket, or that it is shut. Only those that have rules pay for them.
@@ -25,46 +16,18 @@ Only `take` and `turn` block. Source of the scheme: Postfix SCHEDULER_README.
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from heapq import heappop, heappush
-from math import ceil
-from typing import Final, Literal, TypeAlias
 
 import msgspec
 import trio
 
 from primeflowd.clock import Clock, SystemClock
 from primeflowd.config import DeliverySettings
+from primeflowd.destination import Change, Destination, Held, Limits
 from primeflowd.destination_rules import Rules
-from primeflowd.instants import MILLISECOND, SECOND, Micros
-from primeflowd.model import Delivery
-
-Change: TypeAlias = Literal["suspended", "recovered"]
-"""What the end of an attempt may mean for its destination."""
+from primeflowd.instants import Micros
 
 # Idle destinations are forgotten beyond this many; what is lost is a learnt window.
 _REMEMBERED = 4096
-# A bucket that is empty waits for at least so long, if it holds what comes in meanwhile: a turn of
-# the scheduler for each of a thousand tokens a second would cost more than the attempts.
-_SIP: Final[Micros] = 10 * MILLISECOND
-
-
-class Held:
-    """A delivery in memory, claimed by this node.
-
-    Attributes:
-        body: the payload while it is kept; None means that the sender reads it from storage.
-        dropped: a person ended it while a sender had it; it must not be started again.
-        era: how often its destination had been suspended when it was taken.
-        rules: those of its destination when it was taken; None for none.
-    """
-
-    __slots__ = ("body", "delivery", "dropped", "era", "rules")
-
-    def __init__(self, delivery: Delivery, body: bytes | None) -> None:
-        self.delivery = delivery
-        self.body = body
-        self.dropped = False
-        self.era = 0
-        self.rules: Rules | None = None
 
 
 class DestinationStatistics(msgspec.Struct, frozen=True):
@@ -78,63 +41,6 @@ class DestinationStatistics(msgspec.Struct, frozen=True):
     oldest_due: Micros | None = None
 
 
-class _Destination:
-    __slots__ = (
-        "counted_at",
-        "dry_until",
-        "era",
-        "failed_cohorts",
-        "failing_since",
-        "in_flight",
-        "in_ring",
-        "name",
-        "probing",
-        "queue",
-        "rules",
-        "suspended_until",
-        "suspension",
-        "tokens",
-        "window",
-    )
-
-    def __init__(self, name: str, window: float, rules: Rules | None) -> None:
-        self.name = name
-        self.rules = rules
-        # As of `counted_at`; until when there is none, None where there is one.
-        self.tokens = 0.0 if rules is None else float(rules.burst)
-        self.counted_at: Micros = 0
-        self.dry_until: Micros | None = None
-        self.queue: deque[Held] = deque()
-        self.in_flight = 0
-        self.window = window
-        self.failed_cohorts = 0.0
-        self.failing_since: Micros | None = None
-        self.era = 0
-        self.suspended_until: Micros | None = None
-        self.suspension: Micros = 0
-        self.probing = False
-        self.in_ring = False
-
-    def allowed(self) -> int:
-        if self.suspended_until is not None or (self.rules is not None and self.rules.shut):
-            return 0
-        window = 1 if self.probing else int(self.window)
-        if self.rules is not None and self.rules.concurrency:
-            return min(window, self.rules.concurrency)
-        return window
-
-    def cohort(self) -> float:
-        """The part of a window's worth of attempts that one attempt makes."""
-        return 1 / int(self.window)
-
-    def eligible(self) -> bool:
-        if not self.queue:
-            return False
-        if self.rules is None and self.suspended_until is None and not self.probing:
-            return self.in_flight < int(self.window)
-        return self.dry_until is None and self.in_flight < self.allowed()
-
-
 class Destinations:
     """The due deliveries of all destinations, handed out fairly.
 
@@ -146,7 +52,7 @@ class Destinations:
         self.on_dry: Callable[[Micros], None] = lambda when: None
         self._clock = clock or SystemClock()
         self._rules: Mapping[str, Rules] = {}
-        self._destinations: dict[str, _Destination] = {}
+        self._destinations: dict[str, Destination] = {}
         # Suspended, being probed, or shut.
         self._ill: dict[str, None] = {}
         # The suspended ones by when that ends; each is in here once.
@@ -155,7 +61,7 @@ class Destinations:
         self._refills: list[tuple[Micros, str]] = []
         self._forget_at = _REMEMBERED
         # Destinations that may be eligible, in the order of their turns.
-        self._ring: deque[_Destination] = deque()
+        self._ring: deque[Destination] = deque()
         # Whoever waits for a turn waits for this.
         self._turn: trio.Event | None = None
         self._queued = 0
@@ -166,17 +72,9 @@ class Destinations:
         """Go by `settings` from now on. A window that is wider than they allow is narrowed, for the
         attempts to come; a suspension under way ends when it was to, if that is not beyond
         `suspend_max`."""
-        # More than a quarter of the pool for one destination would leave too little for others
-        # while it hangs; a pool too small for that shares as well as it can.
-        ceiling = max(1, settings.concurrency // 4)
-        self._initial = float(min(settings.window_initial, ceiling))
-        self._max = float(min(max(settings.window_max, settings.window_initial), ceiling))
-        self._suspend_after = settings.suspend_after
-        self._suspend_period = settings.suspend_period.micros
-        self._suspend_min = settings.suspend_min.micros
-        self._suspend_max = settings.suspend_max.micros
+        self._limits = Limits.of(settings)
         for destination in self._destinations.values():
-            destination.window = min(destination.window, self._max)
+            destination.window = min(destination.window, self._limits.window_max)
 
     def put(self, held: Held) -> None:
         """Queue a delivery that is due."""
@@ -185,12 +83,13 @@ class Destinations:
         if destination is None:
             if len(self._destinations) >= self._forget_at:
                 self._forget_idle()
-            destination = self._destinations[name] = _Destination(
-                name, self._initial, self._rules.get(name)
+            destination = self._destinations[name] = Destination(
+                name, self._limits.window_initial, self._rules.get(name)
             )
         destination.queue.append(held)
         self._queued += 1
-        self._offer(destination)
+        if not destination.in_ring:
+            self._offer(destination)
 
     def take_now(self) -> Held | None:
         """The next delivery to attempt, from the destination whose turn it is; None if there is
@@ -231,7 +130,7 @@ class Destinations:
         await self._turn.wait()
 
     def done(
-        self, held: Held, failed: bool | None, now: Micros, *, answered: bool = False
+        self, held: Held, failed: bool | None, now: Micros, answered: bool = False
     ) -> Change | None:
         """An attempt has ended; what that changed for its destination, None if nothing.
 
@@ -246,12 +145,14 @@ class Destinations:
         # Under way since before the last suspension, it says nothing new, and is not the probe.
         if failed is not None and held.era == destination.era:
             if not failed:
-                change = self._succeeded(destination)
+                change = destination.succeeded(self._limits)
             elif answered:
-                change = self._strained(destination)
+                change = destination.strained(self._limits)
             else:
-                change = self._failed(destination, now)
-        if destination.queue:
+                change = destination.failed(self._limits, now)
+            if change is not None:
+                self._changed(destination, change)
+        if destination.queue and not destination.in_ring:
             self._offer(destination)
         return change
 
@@ -277,8 +178,8 @@ class Destinations:
         return cleared
 
     def ill(self) -> Collection[str]:
-        """The destinations that are suspended, being probed, or shut by their rules. Any thread
-        may look one up."""
+        """The destinations that are suspended, being probed, or shut by their rules: those of the
+        moment at which one is looked up. Any thread may do that."""
         return self._ill.keys()
 
     def is_shut(self, name: str) -> bool:
@@ -316,7 +217,9 @@ class Destinations:
         over: list[str] = []
         # Further off than any suspension is long: the clock was set back, and we do not wait for
         # it to catch up.
-        while self._reopenings and not now < self._reopenings[0][0] <= now + self._suspend_max:
+        while (
+            self._reopenings and not now < self._reopenings[0][0] <= now + self._limits.suspend_max
+        ):
             _, name = heappop(self._reopenings)
             destination = self._destinations[name]
             destination.suspended_until = None
@@ -355,7 +258,7 @@ class Destinations:
             for name, d in self._destinations.items()
         }
 
-    def _offer(self, destination: _Destination) -> None:
+    def _offer(self, destination: Destination) -> None:
         """Give a destination its turn if it may have one, and wake whoever waits for it."""
         if not destination.in_ring and destination.eligible():
             destination.in_ring = True
@@ -379,19 +282,12 @@ class Destinations:
         else:
             self._ill.pop(name, None)
 
-    def _spend(self, destination: _Destination, rules: Rules) -> None:
+    def _spend(self, destination: Destination, rules: Rules) -> None:
         """An attempt was begun under a rate."""
         if not rules.rate or rules.disabled is not None:
             return
-        now = self._clock.now()
-        # The clock may have been set back: that brings no tokens.
-        gained = max(0, now - destination.counted_at) * rules.rate / SECOND
-        destination.tokens = min(float(rules.burst), destination.tokens + gained) - 1
-        destination.counted_at = now
-        if destination.tokens < 1:
-            wait = ceil((1 - destination.tokens) * SECOND / rules.rate)
-            at_least = min(_SIP, ceil((rules.burst - destination.tokens) * SECOND / rules.rate))
-            destination.dry_until = now + max(wait, at_least)
+        destination.spend(rules, self._clock.now())
+        if destination.dry_until is not None:
             heappush(self._refills, (destination.dry_until, destination.name))
             self.on_dry(destination.dry_until)
 
@@ -400,60 +296,18 @@ class Destinations:
             when, name = self._refills[0]
             destination = self._destinations.get(name)
             if destination is not None and destination.dry_until == when:
-                rate = destination.rules.rate if destination.rules is not None else 0.0
                 # Further off than a token takes: the clock was set back.
-                longest = now + (ceil(2 * SECOND / rate) + _SIP if rate else 0)
-                if now < when <= longest:
+                if now < when <= now + destination.longest_wait():
                     return
                 destination.dry_until = None
                 self._offer(destination)
             heappop(self._refills)
 
-    def _succeeded(self, destination: _Destination) -> Change | None:
-        if destination.window >= self._max and destination.failing_since is None:
-            return None  # as well as it can be
-        recovered = self._reached(destination)
-        if recovered is None:
-            destination.window = min(self._max, destination.window + destination.cohort())
-        return recovered
-
-    def _strained(self, destination: _Destination) -> Change | None:
-        recovered = self._reached(destination)
-        if recovered is None:
-            destination.window = max(1.0, destination.window - destination.cohort())
-        return recovered
-
-    def _reached(self, destination: _Destination) -> Change | None:
-        """It answered: what spoke for suspending it is void."""
-        destination.failed_cohorts = 0.0
-        destination.failing_since = None
-        if not destination.probing:
-            return None
-        destination.probing = False
-        destination.suspension = 0
-        destination.window = self._initial
+    def _changed(self, destination: Destination, change: Change) -> None:
+        if change == "suspended":
+            assert destination.suspended_until is not None
+            heappush(self._reopenings, (destination.suspended_until, destination.name))
         self._mark(destination.name)
-        return "recovered"
-
-    def _failed(self, destination: _Destination, now: Micros) -> Change | None:
-        destination.failed_cohorts += destination.cohort()
-        destination.window = max(1.0, destination.window - destination.cohort())
-        if destination.failing_since is None:
-            destination.failing_since = now
-        if not destination.probing and (
-            destination.failed_cohorts < self._suspend_after
-            or now < destination.failing_since + self._suspend_period
-        ):
-            return None
-        destination.probing = False
-        destination.era += 1
-        destination.suspension = min(
-            self._suspend_max, destination.suspension * 2 or self._suspend_min
-        )
-        destination.suspended_until = now + destination.suspension
-        heappush(self._reopenings, (destination.suspended_until, destination.name))
-        self._ill[destination.name] = None
-        return "suspended"
 
     def _forget_idle(self) -> None:
         idle = [

@@ -4,7 +4,7 @@ Not locked: one thread observes. Another may read meanwhile, and misses the valu
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 COMMIT_TIMES: Final = (
@@ -33,9 +33,14 @@ class Histogram:
         self.total = 0
 
     def observe(self, value: int) -> None:
-        # A clock that was set back makes negative spans, and a sum that sinks looks like a restart.
-        if value > 0:
-            self.counts[bisect_left(self.bounds, value)] += 1
-            self.total += value
-        else:
-            self.counts[0] += 1
+        self.observe_all((value,))
+
+    def observe_all(self, values: Iterable[int]) -> None:
+        for value in values:
+            # A clock that was set back makes negative spans, and a sum that sinks looks like a
+            # restart.
+            if value > 0:
+                self.counts[bisect_left(self.bounds, value)] += 1
+                self.total += value
+            else:
+                self.counts[0] += 1

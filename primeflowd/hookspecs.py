@@ -165,7 +165,7 @@ class SigningRequest(msgspec.Struct, frozen=True):
     url: str
 
 
-class RecordedAttempt(msgspec.Struct, frozen=True):
+class RecordedAttempt(msgspec.Struct, frozen=True, gc=False):
     """An attempt that is on record, and what its commit made of its delivery.
 
     Attributes:

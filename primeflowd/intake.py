@@ -8,7 +8,7 @@ Blocks on the group commit. Fails with Overloaded or Draining (nothing was tried
 StorageUnavailable (nothing is stored) and with whatever the operation raises.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
@@ -47,7 +47,7 @@ class Schedule(Protocol):
         """This node's id if it has room for another delivery to `destination`. Any thread."""
         ...
 
-    def admit(self, delivery: Delivery, body: bytes | None) -> None: ...
+    def admit(self, made: Iterable[tuple[Delivery, bytes | None]]) -> None: ...
     def drop(self, delivery_id: str) -> None: ...
     def hasten(self, delivery: Delivery) -> None: ...
 
@@ -144,9 +144,8 @@ class Intake:
         _, unit = done
         self.accepted += len(unit.made)
         self.cancelled += len(unit.dropped)
-        for delivery, body in unit.made:
-            if delivery.claimed_by is not None:
-                self._schedule.admit(delivery, body)
+        if unit.made:
+            self._schedule.admit(unit.made)
         for delivery in unit.dropped:
             self._schedule.drop(delivery.id)
         for delivery in unit.hastened:

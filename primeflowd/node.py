@@ -97,7 +97,7 @@ class Node:
             scheduler=self.scheduler,
             signatures=self.signatures,
             transport=self.transport,
-            classify=self.tally.timing(plugins.classify),
+            classify=plugins.classify,
             on_recorded=self.tally.recording(
                 tracing.recording(self._recorded) if tracing else self._recorded
             ),
@@ -107,6 +107,7 @@ class Node:
             lease=lease,
             health=self.rulebook,
             trace_headers=tracing.headers if tracing else None,
+            on_late=self.tally.lateness.observe,
         )
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
         self.housekeeping = Housekeeping(storage, self.signatures, clock, self.events.tell)
@@ -161,9 +162,9 @@ class Node:
         self.retention.reconfigure(config.retention)
         self.on_reloaded(config)
 
-    def _recorded(self, record: RecordedAttempt) -> None:
-        self._attempts += 1
-        self.announcer.tell(record)
+    def _recorded(self, records: Sequence[RecordedAttempt]) -> None:
+        self._attempts += len(records)
+        self.announcer.tell(records)
 
     def _events_made(self, deliveries: Sequence[Delivery]) -> None:
         self.intake.accepted += len(deliveries)

@@ -149,11 +149,16 @@ class Plugins:
                 raise ConfigError(f'signing.signers: "{name}" stands there twice')
         return tuple(_named(*known[name]) for name in chosen)
 
-    def classify(self, outcome: Outcome, delivery: Delivery) -> Verdict:
-        """What `outcome` means: the first plugin that answers, else the default. Never raises.
+    @property
+    def classify(self) -> Callable[[Outcome, Delivery], Verdict]:
+        """What tells what an outcome means: the first plugin that answers, else the default. Never
+        raises.
 
         A plugin that raises, or returns what is no sound Verdict, counts as not having answered.
         """
+        return self._classify if self._classifiers else self._classify_by_default
+
+    def _classify(self, outcome: Outcome, delivery: Delivery) -> Verdict:
         for hook in self._classifiers:
             try:
                 answer = hook.call(outcome, delivery)

@@ -11,12 +11,14 @@ committed next finds it where it belongs.
 Blocks on storage. While that is out of reach it keeps trying with what it has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 import structlog
 import trio
 
+from primeflowd.destination import Held
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Fate, Storage, Tx
 from primeflowd.model import Attempt, Delivery
@@ -30,29 +32,40 @@ _LINGER = 0.01
 _RETRY = 0.5
 
 
-class Record(msgspec.Struct, eq=False):
-    """An attempt, its delivery after it, and what to do when that is stored.
+class Record(msgspec.Struct, eq=False, gc=False):
+    """An attempt, and its delivery as it is held and after it.
 
     Attributes:
         holder: the node that had claimed the delivery when the attempt began. Not what the node
             is called now: it may have lost that claim and begun anew since.
-        settle: told what became of it, and how the delivery is stored; called by the commit.
         in_doubt: a commit with it failed, and may have happened all the same.
     """
 
+    held: Held
     attempt: Attempt
     after: Delivery
     holder: str
-    settle: Callable[[Fate, Delivery], None]
     in_doubt: bool = False
+
+
+Otherwise: TypeAlias = Mapping[str, tuple[Fate, Delivery]]
+"""By the ids of attempts that were not simply recorded: what became of them, and how their
+deliveries are stored. Nearly always empty."""
 
 
 class Records:
     """What is to be recorded. `run` does it; it is not cancelled from outside, but stopped."""
 
-    def __init__(self, storage: Storage, limit: int) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        limit: int,
+        settle: Callable[[Sequence[Record], Otherwise], None],
+    ) -> None:
+        """`settle` is told of all attempts of a commit, by the commit."""
         self._storage = storage
         self._limit = limit
+        self._settle = settle
         self._waiting: list[Record] = []
         self._writing: Sequence[Record] = ()
         self._scope = trio.CancelScope(shield=True)
@@ -81,9 +94,9 @@ class Records:
 
     def give(self, record: Record) -> None:
         """Have an attempt recorded."""
-        self._waiting.append(record)
-        if len(self._waiting) == 1:
+        if not self._waiting:
             self._given.set()
+        self._waiting.append(record)
 
     async def all_stored(self) -> None:
         """Wait until nothing is left to record; from now on nothing lingers."""
@@ -118,22 +131,21 @@ class Records:
             self._writing = ()
             await trio.sleep(_RETRY)
 
-    def _record(self, tx: Tx) -> list[tuple[Fate, Delivery]]:
+    def _record(self, tx: Tx) -> Otherwise:
         doubtful = [record.after.id for record in self._writing if record.in_doubt]
         stored = tx.attempts(doubtful) if doubtful else {}
-        results: list[tuple[Fate, Delivery]] = []
+        otherwise: dict[str, tuple[Fate, Delivery]] = {}
         for record in self._writing:
             attempt, after = record.attempt, record.after
-            if any(one.id == attempt.id for one in stored.get(after.id, ())):
-                results.append(("recorded", after))
+            if stored and any(one.id == attempt.id for one in stored.get(after.id, ())):
                 continue
             fate = tx.record_attempt(record.holder, attempt, after)
-            ended = tx.delivery(None, after.id) if fate == "ended" else None
-            results.append((fate, ended or after))
-        return results
+            if fate != "recorded":
+                ended = tx.delivery(None, after.id) if fate == "ended" else None
+                otherwise[attempt.id] = fate, ended or after
+        return otherwise
 
-    def _recorded(self, results: list[tuple[Fate, Delivery]]) -> None:
+    def _recorded(self, otherwise: Otherwise) -> None:
         written, self._writing = self._writing, ()
-        for record, (fate, delivery) in zip(written, results, strict=True):
-            record.settle(fate, delivery)
+        self._settle(written, otherwise)
         self._lot.unpark_all()

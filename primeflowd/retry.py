@@ -40,18 +40,30 @@ def after_attempt(
     jitter: float = 0.0,
     wait_cap: Micros,
 ) -> Delivery:
-    """The delivery as it stands after one more attempt that ended at `now`.
+    """The delivery as it stands after one more attempt that ended at `now`. If it has ended with
+    that, it is nobody's; else it stays claimed as it was.
 
     Args:
         jitter: fraction of the delay to add on top, 0.0 or more; the caller draws it.
         wait_cap: most that a receiver may ask for with `verdict.wait`; it never shortens a delay.
     """
-    count = delivery.attempt_count + 1
     if verdict.decision == "success":
-        return _ended(delivery, "succeeded", None, now, count)
+        return after_success(delivery, now)
+    count = delivery.attempt_count + 1
     retries_used = count - delivery.interruptions - 1
     if verdict.decision == "fail" or retries_used >= delivery.max_retries:
-        return _ended(delivery, "failed", verdict, now, count)
+        return msgspec.structs.replace(
+            delivery,
+            status="failed",
+            # A plugin's verdict may lack the reason that every failed delivery has (contract 5.1).
+            failure_reason=verdict.reason or "internal_error",
+            failure_detail=verdict.detail,
+            attempt_count=count,
+            due_at=None,
+            claimed_by=None,
+            updated_at=now,
+            completed_at=now,
+        )
     delay = delay_before(retries_used + 1, delivery.delays)
     wait = max(delay, min(verdict.wait or 0, wait_cap))
     return msgspec.structs.replace(
@@ -65,6 +77,21 @@ def after_attempt(
     )
 
 
+def after_success(delivery: Delivery, now: Micros) -> Delivery:
+    """As after_attempt, where the verdict is a success."""
+    return msgspec.structs.replace(
+        delivery,
+        status="succeeded",
+        failure_reason=None,
+        failure_detail=None,
+        attempt_count=delivery.attempt_count + 1,
+        due_at=None,
+        claimed_by=None,
+        updated_at=now,
+        completed_at=now,
+    )
+
+
 def after_interruption(delivery: Delivery, now: Micros) -> Delivery:
     """The delivery after a drain cut its attempt short: on record, and due again at once."""
     return msgspec.structs.replace(
@@ -74,20 +101,4 @@ def after_interruption(delivery: Delivery, now: Micros) -> Delivery:
         interruptions=delivery.interruptions + 1,
         due_at=now,
         updated_at=now,
-    )
-
-
-def _ended(
-    delivery: Delivery, status: str, verdict: Verdict | None, now: Micros, count: int
-) -> Delivery:
-    return msgspec.structs.replace(
-        delivery,
-        status=status,
-        # A plugin's verdict may lack the reason that every failed delivery has (contract 5.1).
-        failure_reason=(verdict.reason or "internal_error") if verdict else None,
-        failure_detail=verdict.detail if verdict else None,
-        attempt_count=count,
-        due_at=None,
-        updated_at=now,
-        completed_at=now,
     )

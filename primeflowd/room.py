@@ -19,6 +19,7 @@ class Room:
 
     def __init__(self, settings: DeliverySettings, destinations: Destinations) -> None:
         self._destinations = destinations
+        self._ill = destinations.ill()
         self._count: dict[str, int] = {}
         self._total = 0
         self.reconfigure(settings)
@@ -35,39 +36,44 @@ class Room:
 
     def fits(self, destination: str) -> bool:
         """Whether one more for `destination` fits in."""
-        share = self._share_of(destination)
+        share = self.share if destination not in self._ill else self._share_of(destination)
         return self._total < self.limit and self._count.get(destination, 0) < share
 
     def overfull(self, destination: str) -> bool:
         """Whether more is held for it than its share: it has turned ill since."""
         return self._count.get(destination, 0) > self._share_of(destination)
 
-    def add(self, destination: str) -> None:
-        self._count[destination] = self._count.get(destination, 0) + 1
+    def take(self, destination: str) -> bool:
+        """Count one more for `destination`, if it fits in."""
+        count = self._count.get(destination, 0)
+        share = self.share if destination not in self._ill else self._share_of(destination)
+        if self._total >= self.limit or count >= share:
+            return False
+        self._count[destination] = count + 1
         self._total += 1
+        return True
 
-    def remove(self, destination: str) -> None:
-        left = self._count[destination] - 1
+    def remove(self, destination: str, count: int) -> None:
+        left = self._count[destination] - count
         if left:
             self._count[destination] = left
         else:
             del self._count[destination]
-        self._total -= 1
+        self._total -= count
 
     def taken(self) -> dict[str, int]:
         """What each destination has of its share, as `Tx.claim` wants it."""
         taken = dict(self._count)
-        for name in self._destinations.ill():
+        for name in self._ill:
             taken[name] = taken.get(name, 0) + self.share - self._share_of(name)
         return taken
 
     def full(self, count: Mapping[str, int]) -> set[str]:
         """The destinations that have all of their share by this count; ill ones left out, since
         more of them is wanted only once they recover."""
-        ill = self._destinations.ill()
-        return {name for name, n in count.items() if n >= self.share and name not in ill}
+        return {name for name, n in count.items() if n >= self.share and name not in self._ill}
 
     def _share_of(self, destination: str) -> int:
-        if destination not in self._destinations.ill():
+        if destination not in self._ill:
             return self.share
         return 0 if self._destinations.is_shut(destination) else self.share_if_ill

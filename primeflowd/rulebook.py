@@ -24,9 +24,9 @@ from primeflowd import destination_policies as policies
 from primeflowd import destination_rules
 from primeflowd.clock import Clock
 from primeflowd.config import Config
+from primeflowd.destination import Held
 from primeflowd.destination_policies import Configured, Turn
 from primeflowd.destination_rules import Rules
-from primeflowd.destinations import Held
 from primeflowd.durations import shown
 from primeflowd.errors import MasterKeyError, StorageUnavailable
 from primeflowd.events import Event, destination_disabled

@@ -11,13 +11,13 @@ bounded whatever waits in storage; what waits there longer is not overtaken for 
 new. Blocks on storage. While storage is out of reach it keeps what it holds and tries again; it
 never raises for that.
 
-`admit`, `drop`, `hasten` and `settle` follow a commit and are called by it (`on_commit`), in the
-order of the commits: so what is held never disagrees with who has the claim.
+`admit`, `drop`, `hasten`, `settle` and `forget` follow a commit and are called by it
+(`on_commit`), in the order of the commits: so what is held never disagrees with who has the claim.
 """
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -25,13 +25,16 @@ import trio
 
 from primeflowd.clock import Clock
 from primeflowd.config import DeliverySettings
+from primeflowd.destination import Change, Held
 from primeflowd.destination_rules import Rules
-from primeflowd.destinations import Change, Destinations, Held
+from primeflowd.destinations import Destinations
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import TERMINAL_DELIVERY, Delivery
+from primeflowd.orders import Orders
 from primeflowd.room import Room
+from primeflowd.stray_claims import StrayClaims
 from primeflowd.timer_wheel import TimerWheel
 
 log = structlog.get_logger()
@@ -41,9 +44,6 @@ _CLAIM_EVERY = 5.0
 _CLAIM_HUNGRY = 0.1
 _CLAIM_AFTER_FAILURE = 1.0
 _CLAIM_AT_ONCE = 2000
-_ORDERS_EVERY = 1.0
-# For how long after a failed commit it may still turn out to have happened.
-_DOUBT = 15.0
 # Payloads kept in memory between acceptance and the first attempt; beyond it they are read back.
 _BODY_BUDGET = 64 * 1024 * 1024
 
@@ -91,13 +91,9 @@ class Scheduler:
         self._turn_at = math.inf
         self._wake = trio.Event()
         self._closed = False
-        self._orders_at = -math.inf
+        self._orders = Orders(storage, self._obey)
+        self._stray = StrayClaims(storage, self._return_if_stray)
         destinations.on_dry = lambda when: self._turn_by(self._trio_time(when))
-        # After a commit that failed storage may show claims of ours that we do not hold: it did
-        # happen, or is still to happen. Until when to look for those, and when next.
-        self._failures = storage.statistics().failures
-        self._doubtful_until = -math.inf
-        self._stray_at = math.inf
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         """Go by `settings` from the next claim on."""
@@ -124,38 +120,42 @@ class Scheduler:
         if room and not self._all_behind and destination not in self._behind:
             return self._lease.node_id
         self._behind.add(destination)
-        if room:  # else it is `_forget` that finds out when there is some
+        if room:  # else it is `forget` that finds out when there is some
             self._hungry = True
         return None
 
-    def admit(self, delivery: Delivery, body: bytes | None) -> None:
-        """Hold a delivery that was just claimed for this node, if there is room."""
-        if delivery.id in self._surplus or delivery.claimed_by != self._lease.node_id:
-            # Its claim is about to be given back, and it is claimed afresh. Or the lease under
-            # which it was claimed was lost meanwhile: then it is nobody's.
-            return
-        if held := self._held.get(delivery.id):
-            if held.delivery.claimed_by != delivery.claimed_by:
-                # A sender still has it from before the lease was lost, and will forget it.
+    def admit(self, made: Iterable[tuple[Delivery, bytes | None]]) -> None:
+        """Hold deliveries that were just claimed for this node, with their payloads, as far as
+        there is room. Those that were not claimed for it are passed over."""
+        node_id, now = self._lease.node_id, self._clock.now()
+        for delivery, body in made:
+            # The lease under which it was claimed may be lost by now: then it is nobody's.
+            if delivery.claimed_by != node_id or delivery.id in self._surplus:
+                # In surplus, its claim is about to be given back, and it is claimed afresh.
+                continue
+            if delivery.id in self._held:
+                if self._held[delivery.id].delivery.claimed_by != node_id:
+                    # A sender still has it from before the lease was lost, and will forget it.
+                    self._return(delivery.id)
+                continue
+            if self._closed or not self._room.take(delivery.destination):
+                self._behind.add(delivery.destination)
                 self._return(delivery.id)
-            return
-        if self._closed or not self._room.fits(delivery.destination):
-            self._behind.add(delivery.destination)
-            self._return(delivery.id)
-            return
-        if body is not None and self._bodies + len(body) > _BODY_BUDGET:
-            body = None
-        self._bodies += len(body) if body is not None else 0
-        held = Held(delivery, body)
-        self._held[delivery.id] = held
-        self._room.add(delivery.destination)
-        due = delivery.due_at
-        assert due is not None
-        if due <= self._clock.now():
-            # There is room for it, as was just seen.
-            self._destinations.put(held)
-        else:
-            self._wait(held, due)
+                continue
+            if body is not None:
+                bodies = self._bodies + len(body)
+                if bodies > _BODY_BUDGET:
+                    body = None
+                else:
+                    self._bodies = bodies
+            held = self._held[delivery.id] = Held(delivery, body)
+            due = delivery.due_at
+            assert due is not None
+            if due <= now:
+                # There is room for it, as was just seen.
+                self._destinations.put(held)
+            else:
+                self._wait(held, due)
 
     def drop(self, delivery_id: str) -> None:
         """Let go of a delivery that was ended by a person, unless a sender has it by now."""
@@ -173,7 +173,7 @@ class Scheduler:
         held = self._held.get(delivery.id)
         if held is None:
             if delivery.claimed_by == self._lease.node_id:
-                self.admit(delivery, None)
+                self.admit([(delivery, None)])
             else:
                 self._want_more()
         elif self._wheel.cancel(delivery.id):
@@ -190,22 +190,35 @@ class Scheduler:
             and self._places_to_wait() > 0
         )
 
-    def settle(self, held: Held, after: Delivery | None) -> None:
-        """An attempt is over: hold the delivery on if its claim was kept, else forget it.
-
-        `after` None: it is no longer this node's, or was ended meanwhile.
-        """
-        if after is None or after.claimed_by is None or self._closed:
-            self._forget(held)
+    def settle(self, held: Held, after: Delivery) -> None:
+        """An attempt is over: hold the delivery on if its claim was kept, else forget it."""
+        if after.claimed_by is None or self._closed:
+            self.forget([held])
             return
         self._drop_body(held)
         held.delivery = after
         self._place(held)
 
+    def forget(self, ended: Sequence[Held]) -> None:
+        """Let go of deliveries that are not this node's any more, or over."""
+        was_full = self._room.left() <= 0
+        gone: defaultdict[str, int] = defaultdict(int)
+        for held in ended:
+            if held.body is not None:
+                self._bodies -= len(held.body)
+                # A sender may still have it.
+                held.body = None
+            del self._held[held.delivery.id]
+            gone[held.delivery.destination] += 1
+        for destination, count in gone.items():
+            self._room.remove(destination, count)
+        if gone and (was_full or not self._behind.isdisjoint(gone)):
+            self._want_more()
+
     def postpone(self, held: Held, until: Micros) -> None:
         """Hold a delivery that could not be attempted for reasons of our own."""
         if held.delivery.claimed_by != self._lease.node_id:
-            self._forget(held)
+            self.forget([held])
         elif held.dropped:
             self._give_back(held)
         else:
@@ -235,8 +248,7 @@ class Scheduler:
     def let_go(self) -> set[str]:
         """Forget all but what senders have; the ids of what is forgotten and still claimed."""
         waiting = [*self._destinations.clear(), *map(self._held.__getitem__, self._wheel.clear())]
-        for held in waiting:
-            self._forget(held)
+        self.forget(waiting)
         ids = {held.delivery.id for held in waiting} | self._surplus
         self._surplus.clear()
         return ids
@@ -275,7 +287,7 @@ class Scheduler:
         """Ask storage at once when other nodes may have left something."""
         while True:
             await self._storage.wait_for_others()
-            self._orders_at = -math.inf
+            self._orders.due_at = -math.inf
             self._want_more()
 
     async def _turn(self) -> None:
@@ -302,23 +314,10 @@ class Scheduler:
             await self._return_surplus()
         if not self._lease.holds():
             return
-        if self._storage.statistics().failures != self._failures:
-            self._failures = self._storage.statistics().failures
-            self._stray_at = trio.current_time()
-            self._doubtful_until = trio.current_time() + _DOUBT
-        if trio.current_time() >= self._stray_at:
-            await self._find_stray_claims()
-        if trio.current_time() >= self._orders_at + _ORDERS_EVERY:
-            await self._take_orders()
+        await self._stray.look(self._lease.node_id)
+        await self._orders.take(self._lease.node_id)
         if trio.current_time() >= self._claim_time():
             await self._claim()
-
-    async def _take_orders(self) -> None:
-        """Do what people asked another node for, about deliveries that this one holds."""
-        self._orders_at = trio.current_time()
-        node_id = self._lease.node_id
-        if await self._storage.read(lambda tx: tx.has_orders(node_id)):
-            await self._storage.write(lambda tx: tx.take_orders(node_id), self._obey)
 
     def _obey(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -327,23 +326,12 @@ class Scheduler:
             else:
                 self.hasten(delivery)
 
-    async def _find_stray_claims(self) -> None:
-        """Give back what storage shows as ours and we do not hold."""
-
-        def compare(claimed: set[str]) -> None:
-            # With the commit: what was claimed by those before it is held by now.
-            for delivery_id in claimed - self._held.keys() - self._surplus:
-                self._return(delivery_id)
-
-        node_id = self._lease.node_id
-        await self._storage.write(lambda tx: tx.claimed(node_id), compare)
-        # Once more at the end: a database that was cut off may commit what it was sent after it
-        # has answered this.
-        now = trio.current_time()
-        self._stray_at = self._doubtful_until if now < self._doubtful_until else math.inf
+    def _return_if_stray(self, claimed: set[str]) -> None:
+        for delivery_id in claimed - self._held.keys() - self._surplus:
+            self._return(delivery_id)
 
     async def _sleep(self) -> None:
-        until = min(self._claim_time(), self._stray_at, self._orders_at + _ORDERS_EVERY)
+        until = min(self._claim_time(), self._stray.due_at, self._orders.due_at)
         if self._surplus:
             until = -math.inf
         until = max(until, self._storage_from)
@@ -405,8 +393,7 @@ class Scheduler:
 
     def _claimed(self, claimed: tuple[list[Delivery], dict[str, bytes]]) -> None:
         deliveries, bodies = claimed
-        for delivery in deliveries:
-            self.admit(delivery, bodies.get(delivery.id))
+        self.admit((delivery, bodies.get(delivery.id)) for delivery in deliveries)
 
     async def _return_surplus(self) -> None:
         node_id, ids = self._lease.node_id, frozenset(self._surplus)
@@ -439,21 +426,13 @@ class Scheduler:
         assert due is not None
         self._turn_by(self._trio_time(due))
 
-    def _forget(self, held: Held) -> None:
-        self._drop_body(held)
-        was_full = self._room.left() <= 0
-        del self._held[held.delivery.id]
-        self._room.remove(held.delivery.destination)
-        if was_full or held.delivery.destination in self._behind:
-            self._want_more()
-
     def _drop_body(self, held: Held) -> None:
         if held.body is not None:
             self._bodies -= len(held.body)
             held.body = None
 
     def _give_back(self, held: Held) -> None:
-        self._forget(held)
+        self.forget([held])
         self._return(held.delivery.id)
 
     def _return(self, delivery_id: str) -> None:

@@ -1,50 +1,44 @@
-"""The bounded sender pool: take, sign, send, classify, record, reschedule.
+"""The bounded sender pool: take, sign, send, and have what comes of it recorded.
 
 At most `delivery.concurrency` attempts are under way at once. One for which all is at hand (the
 payload, the org's secrets, a kept connection) needs no task: it is begun, and ended by whoever
 reads its answer. That is the case of nearly all of them in a busy daemon, and costs half of what
 resuming tasks does. Every other attempt is a task of its own, which waits for what is missing.
-Attempts are put on record together (records.py), and none is begun while too many are still to be:
-so slow storage slows sending.
+What follows from an attempt is the business of conclusions.py. None is begun while too many are
+still to be put on record: so slow storage slows sending.
 
 Guarantees: every attempt that was started is on record, or is made again under the same number
 after a crash; an attempt cut short by a drain is on record as `interrupted` and uses up no retry
-(contract 5.6). What follows from an attempt follows from its commit, in the order of commits: an
-order to cancel or hasten the delivery that is committed next finds it where it belongs.
+(contract 5.6).
 
 Blocks on the destination queues, the network and storage. Failures of the network, of signers and
 of classifiers end as outcomes; anything else that raises here is a bug, and brings the daemon down
 for systemd to restart it.
 """
 
-import random
-from collections.abc import Awaitable, Callable, Collection, Container
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias
 
-import msgspec
 import structlog
 import trio
 
-from primeflowd import __version__
-from primeflowd.attempts import of_interruption, of_outcome, unsent
+from primeflowd import __version__, conclusions
+from primeflowd.attempts import unsent
 from primeflowd.callback_url import parse
 from primeflowd.clock import Clock
+from primeflowd.conclusions import Conclusions, Health
 from primeflowd.config import DeliverySettings
+from primeflowd.destination import Held
 from primeflowd.destination_rules import Rules
-from primeflowd.destinations import Change, Destinations, Held
+from primeflowd.destinations import Destinations
 from primeflowd.errors import StorageUnavailable
 from primeflowd.events import (
     Event,
-    delivery_failed,
-    destination_turned,
-    secret_disabled_in_use,
 )
-from primeflowd.hookspecs import Fate, RecordedAttempt, Storage
+from primeflowd.hookspecs import RecordedAttempt, Storage
 from primeflowd.instants import SECOND, Micros
-from primeflowd.model import Attempt, Delivery, Outcome, Verdict, new_id
-from primeflowd.records import Record, Records
-from primeflowd.retry import after_attempt, after_interruption
+from primeflowd.model import Delivery, Outcome, Verdict, new_id
 from primeflowd.signing import Signatures, Signed, SigningFailed
 from primeflowd.transport import CutShort, Request, Unread
 
@@ -93,25 +87,10 @@ class Tenure(Protocol):
     def covers(self, claimed_by: str | None) -> bool: ...
 
 
-class Desk(Protocol):
+class Desk(conclusions.Desk, Protocol):
     """What the senders need of the scheduler."""
 
-    def keeps(self, after: Delivery) -> bool: ...
-    def settle(self, held: Held, after: Delivery | None) -> None: ...
     def postpone(self, held: Held, until: Micros) -> None: ...
-    def turned(self, destination: str, change: Change) -> None: ...
-
-
-class Health(Protocol):
-    """Who keeps count of what becomes of attempts, to disable destinations.
-
-    Attributes:
-        failing: the destinations of which a success matters.
-    """
-
-    @property
-    def failing(self) -> Container[str]: ...
-    def ended(self, held: Held, outcome: Outcome, verdict: Verdict) -> None: ...
 
 
 class UnderWay:
@@ -139,8 +118,8 @@ class UnderWay:
 
 
 class Senders:
-    """The pool. `on_recorded` is told of each attempt right after its commit, `on_event` of what
-    the operator should know."""
+    """The pool. `on_recorded` is told of the attempts of a commit right after it, `on_event` of
+    what the operator should know, `on_late` how much later than due a retry was begun."""
 
     def __init__(
         self,
@@ -151,30 +130,41 @@ class Senders:
         signatures: Signatures,
         transport: Wire,
         classify: Callable[[Outcome, Delivery], Verdict],
-        on_recorded: Callable[[RecordedAttempt], None],
+        on_recorded: Callable[[Sequence[RecordedAttempt]], None],
         on_event: Callable[[Event], None],
         clock: Clock,
         settings: DeliverySettings,
         lease: Tenure,
         health: Health | None = None,
         trace_headers: TraceHeaders | None = None,
+        on_late: Callable[[Micros], None] = lambda _: None,
     ) -> None:
         self._storage = storage
         self._destinations = destinations
         self._scheduler = scheduler
-        self._health = health
         self._signatures = signatures
         self._transport = transport
-        self._classify = classify
-        self._on_recorded = on_recorded
-        self._on_event = on_event
         self._clock = clock
         self._settings = settings
         self._lease = lease
         self._trace_headers = trace_headers
-        self._records = Records(storage, 2 * settings.concurrency)
         # The id of the attempt by that of its delivery, until it is on record.
         self._busy: dict[str, str] = {}
+        self._conclusions = Conclusions(
+            storage=storage,
+            destinations=destinations,
+            scheduler=scheduler,
+            classify=classify,
+            on_recorded=on_recorded,
+            on_event=on_event,
+            on_late=on_late,
+            clock=clock,
+            settings=settings,
+            health=health,
+            busy=self._busy,
+        )
+        self._conclude = self._conclusions.conclude
+        self._records = self._conclusions.records
         # Attempts that have not ended yet, with and without a task.
         self._tasks = 0
         self._direct: set[UnderWay] = set()
@@ -186,7 +176,7 @@ class Senders:
         """Go by `settings` from now on. Where more is under way than they allow, nothing is begun
         until enough has ended."""
         self._settings = settings
-        self._records.reconfigure(2 * settings.concurrency)
+        self._conclusions.reconfigure(settings)
         self._tell_end()
 
     def is_sending(self, delivery_id: str) -> bool:
@@ -313,7 +303,8 @@ class Senders:
         else:
             self._start(partial(self._send, unread=result), attempt)
             return
-        self._tell_end()
+        if self._end is not None:
+            self._tell_end()
 
     def _cut_short(self, attempt: UnderWay) -> None:
         assert attempt.exchange is not None
@@ -399,78 +390,9 @@ class Senders:
         delivery = held.delivery
         return (await self._storage.read(lambda tx: tx.payloads([delivery])))[delivery.id]
 
-    def _conclude(
-        self, held: Held, attempt_id: str, outcome: Outcome, signed: Signed | None
-    ) -> None:
-        """Judge what an attempt met and put it on record. `signed` None: it came not so far."""
-        delivery, settings = held.delivery, self._settings
-        verdict = self._classify(outcome, delivery)
-        if self._health is not None and (
-            verdict.decision != "success" or delivery.destination in self._health.failing
-        ):
-            self._health.ended(held, outcome, verdict)
-        after = after_attempt(
-            delivery,
-            verdict,
-            outcome.ended_at,
-            jitter=settings.jitter and random.uniform(0, settings.jitter),  # noqa: S311 - no secret
-            wait_cap=settings.retry_after_cap.micros,
-        )
-        if after.due_at is None or not self._scheduler.keeps(after):
-            after = msgspec.structs.replace(after, claimed_by=None)
-        attempt = of_outcome(
-            attempt_id,
-            after,
-            outcome,
-            verdict,
-            signed.secret_id if signed else None,
-            settings.max_response_body,
-        )
-        failed = None if outcome.failure == "internal_error" else verdict.destination_failed
-        answered = attempt.status_code is not None
-        self._done(held, failed, outcome.ended_at, answered)
-        self._records.give(self._record(held, attempt, self._pinned(after, signed)))
-
     def _interrupted(self, attempt: UnderWay, cause: str, started_at: Micros) -> None:
-        """Put an attempt that was cut short on record; for others to go on with it."""
-        now, held, signed = self._clock.now(), attempt.held, attempt.signed
-        assert signed is not None
-        after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
-        record = of_interruption(attempt.id, after, cause, started_at, now, signed.secret_id)
-        self._done(held, None, now, answered=False)
-        self._records.give(self._record(held, record, self._pinned(after, signed)))
-
-    def _done(self, held: Held, failed: bool | None, now: Micros, answered: bool) -> None:
-        """Give its destination its due; what became of the delivery is its commit's business."""
-        change = self._destinations.done(held, failed, now, answered=answered)
-        if change is not None:
-            self._scheduler.turned(held.delivery.destination, change)
-            _tell_change(held.delivery.destination, change)
-            self._on_event(destination_turned(held.delivery, change, now))
-
-    def _pinned(self, after: Delivery, signed: Signed | None) -> Delivery:
-        """Pinned to the secret it was signed with, where its own is disabled (contract 6.3)."""
-        if signed is None or signed.secret_id == after.signing_secret_id:
-            return after
-        if after.signing_secret_id is not None:
-            event = secret_disabled_in_use(after, signed.secret_id)
-            log.warning(event.log_name, **event.data)
-            self._on_event(event)
-        return msgspec.structs.replace(after, signing_secret_id=signed.secret_id)
-
-    def _record(self, held: Held, attempt: Attempt, after: Delivery) -> Record:
-        def settle(fate: Fate, delivery: Delivery) -> None:
-            self._over(after.id, attempt.id)
-            if fate != "lost":
-                self._on_recorded(RecordedAttempt(attempt, delivery))
-            self._scheduler.settle(held, after if fate == "recorded" else None)
-            if fate == "recorded" and after.status == "failed":
-                _tell_failure(after)
-                self._on_event(delivery_failed(after))
-
-        holder = held.delivery.claimed_by
-        assert holder is not None
-        return Record(attempt, after, holder, settle)
+        assert attempt.signed is not None
+        self._conclusions.interrupted(attempt.held, attempt.id, cause, started_at, attempt.signed)
 
 
 def _headers(
@@ -493,26 +415,3 @@ def _with_extra(headers: Headers, rules: Rules) -> Headers:
         return headers
     taken = {name.lower() for name, _ in headers}
     return (*headers, *(each for each in rules.headers if each[0].lower() not in taken))
-
-
-def _tell_change(destination: str, change: Change) -> None:
-    if change == "recovered":
-        log.info("destination_recovered", destination=destination)
-        return
-    log.warning(
-        "destination_suspended",
-        destination=destination,
-        hint="it gives no answer; see delivery.suspend_after, suspend_period and suspend_max",
-    )
-
-
-def _tell_failure(after: Delivery) -> None:
-    log.warning(
-        "delivery_failed",
-        delivery_id=after.id,
-        batch_id=after.batch_id,
-        destination=after.destination,
-        reason=after.failure_reason,
-        detail=after.failure_detail,
-        attempts=after.attempt_count,
-    )

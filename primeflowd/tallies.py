@@ -6,7 +6,7 @@ Everything but `watch_loop` is synchronous, and everything is for the Trio threa
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -14,7 +14,7 @@ import trio
 from primeflowd.histogram import Histogram
 from primeflowd.hookspecs import RecordedAttempt
 from primeflowd.instants import MILLISECOND, SECOND
-from primeflowd.model import Delivery, FailureReason, Outcome, Verdict
+from primeflowd.model import FailureReason
 
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at how late the event loop is."""
@@ -47,37 +47,29 @@ class AttemptTally:
         )
 
     def recording(
-        self, tell: Callable[[RecordedAttempt], None]
-    ) -> Callable[[RecordedAttempt], None]:
-        """`tell`, with the attempt counted before: for whoever is told of attempts on record."""
+        self, tell: Callable[[Sequence[RecordedAttempt]], None]
+    ) -> Callable[[Sequence[RecordedAttempt]], None]:
+        """`tell`, with the attempts counted before: for whoever is told of attempts on record."""
         outcomes, ended = self.outcomes, self.ended
-        took, waited = self.durations.observe, self.first_delays.observe
+        took, waited = self.durations.observe_all, self.first_delays.observe_all
 
-        def recorded(record: RecordedAttempt) -> None:
-            attempt, delivery = record.attempt, record.delivery
-            outcomes[attempt.status_code or attempt.failure_reason] += 1
-            took(attempt.response_time)
-            if attempt.attempt_number == 1:
-                waited(attempt.created_at - delivery.created_at)
-            if delivery.due_at is None:
-                ended[delivery.failure_reason] += 1
-            tell(record)
+        def recorded(records: Sequence[RecordedAttempt]) -> None:
+            for record in records:
+                attempt, delivery = record.attempt, record.delivery
+                outcomes[attempt.status_code or attempt.failure_reason] += 1
+                if delivery.due_at is None:
+                    ended[delivery.failure_reason] += 1
+            took([record.attempt.response_time for record in records])
+            waited(
+                [
+                    record.attempt.created_at - record.delivery.created_at
+                    for record in records
+                    if record.attempt.attempt_number == 1
+                ]
+            )
+            tell(records)
 
         return recorded
-
-    def timing(
-        self, classify: Callable[[Outcome, Delivery], Verdict]
-    ) -> Callable[[Outcome, Delivery], Verdict]:
-        """`classify`, with the lateness of retries measured before: it is the one place that sees
-        an attempt together with the due time it had. Interrupted attempts do not come by."""
-        late = self.lateness.observe
-
-        def classified(outcome: Outcome, delivery: Delivery) -> Verdict:
-            if delivery.attempt_count and delivery.due_at is not None:
-                late(outcome.started_at - delivery.due_at)
-            return classify(outcome, delivery)
-
-        return classified
 
 
 class RequestTally:

@@ -189,13 +189,14 @@ class Tracing:
         )
 
     def recording(
-        self, tell: Callable[[RecordedAttempt], None]
-    ) -> Callable[[RecordedAttempt], None]:
+        self, tell: Callable[[Sequence[RecordedAttempt]], None]
+    ) -> Callable[[Sequence[RecordedAttempt]], None]:
         """`tell`, with a span made before of each attempt on record."""
 
-        def recorded(record: RecordedAttempt) -> None:
-            self._attempted(record)
-            tell(record)
+        def recorded(records: Sequence[RecordedAttempt]) -> None:
+            for record in records:
+                self._attempted(record)
+            tell(records)
 
         return recorded
 

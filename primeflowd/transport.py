@@ -338,7 +338,9 @@ class Transport:
             self._sooner.set()
 
     def _unwatch(self, connection: Connection) -> None:
-        if self._exchanges.pop(connection, None) is None:
+        if connection in self._exchanges:
+            del self._exchanges[connection]
+        else:
             del self._apart[connection]
 
     def _meant(
@@ -351,25 +353,16 @@ class Transport:
             return self._too_late(timeout, connection.address)
         return failure
 
-    def _ended(
-        self, exchange: "Exchange", failure: NetworkFailure | None
+    def _unanswered(
+        self, exchange: "Exchange", failure: NetworkFailure
     ) -> Outcome | Unread | CutShort:
-        connection, timeout = exchange.connection, exchange.timeout
-        self._unwatch(connection)
-        result: Outcome | Unread | CutShort
-        if failure is None:
-            result = self._outcome(exchange.started_at, connection, None)
-        elif connection.response.received or connection.ended_by:
-            meant = self._meant(connection, failure, timeout)
-            if isinstance(meant, CutShort):
-                result = meant
-            else:
-                result = self._outcome(exchange.started_at, connection, meant)
-        else:
-            result = Unread(exchange.started_at, exchange.deadline)
-        # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
-        self._give_back(exchange.destination, connection, exchange.began)
-        return result
+        connection = exchange.connection
+        if not connection.response.received and not connection.ended_by:
+            return Unread(exchange.started_at, exchange.deadline)
+        meant = self._meant(connection, failure, exchange.timeout)
+        if isinstance(meant, CutShort):
+            return meant
+        return self._outcome(exchange.started_at, connection, meant)
 
     def _abandon(self, exchange: "Exchange") -> None:
         self._unwatch(exchange.connection)
@@ -406,14 +399,16 @@ class Transport:
         connection: Connection | None,
         failure: NetworkFailure | None,
     ) -> Outcome:
-        # The system's clock may have been set back meanwhile.
-        ended_at = max(started_at, self._clock.now())
+        ended_at = self._clock.now()
+        if ended_at < started_at:
+            # The system's clock was set back meanwhile.
+            ended_at = started_at
         if connection is not None and connection.response.status is not None:
             # A head that arrived is an answer, even if its body broke off or took for ever.
             response = connection.response
             return Outcome(
                 status_code=response.status,
-                headers=tuple(response.headers),
+                headers=response.headers,
                 body=response.body,
                 address=connection.address,
                 started_at=started_at,
@@ -473,7 +468,15 @@ class Exchange:
 
     def told(self, failure: NetworkFailure | None) -> None:
         """For the connection: it is over."""
-        result = self._transport._ended(self, failure)
+        transport, connection = self._transport, self.connection
+        transport._unwatch(connection)
+        result = (
+            transport._outcome(self.started_at, connection, None)
+            if failure is None
+            else transport._unanswered(self, failure)
+        )
+        # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
+        transport._give_back(self.destination, connection, self.began)
         # Let go of whoever is told, for he holds this: unbroken, the circle would keep every
         # callback in memory until the garbage collector comes by.
         tell, self._tell = self._tell, None

@@ -1,6 +1,6 @@
 """A node that sends nothing: a storage, an intake, and a schedule that keeps a record."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -52,8 +52,8 @@ class Record:
     def node_for(self, destination: str) -> str | None:
         return NODE if self.room else None
 
-    def admit(self, delivery: Delivery, body: bytes | None) -> None:
-        self.admitted.append((delivery, body))
+    def admit(self, made: Iterable[tuple[Delivery, bytes | None]]) -> None:
+        self.admitted += [one for one in made if one[0].claimed_by is not None]
 
     def drop(self, delivery_id: str) -> None:
         self.dropped.append(delivery_id)

@@ -201,6 +201,7 @@ class Line:
         self.keyring = Keyring(bytes(32))
         self.announced: list[RecordedAttempt] = []
         self.events: list[Event] = []
+        self.late: list[Micros] = []
         self.trace_headers: TraceHeaders | None = None
         self.classify: Callable[[Outcome, Delivery], Verdict] = classify_outcome
         self.another(NODE)
@@ -228,13 +229,14 @@ class Line:
             signatures=self.signatures,
             transport=self.wire,
             classify=lambda outcome, delivery: self.classify(outcome, delivery),
-            on_recorded=self.announced.append,
+            on_recorded=self.announced.extend,
             on_event=self.events.append,
             clock=self.clock,
             settings=self.settings,
             lease=self.lease,
             health=self.rulebook,
             trace_headers=self.trace_headers,
+            on_late=self.late.append,
         )
 
     def now(self) -> Micros:

@@ -54,7 +54,7 @@ class Told:
 
 def tell(announcer: Announcer, numbers: range) -> None:
     for number in numbers:
-        announcer.tell(RecordedAttempt(make_attempt(attempt_number=number), DELIVERY))
+        announcer.tell([RecordedAttempt(make_attempt(attempt_number=number), DELIVERY)])
 
 
 async def close_and_run(announcer: Announcer) -> None:

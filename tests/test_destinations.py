@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from primeflowd.config import DeliverySettings
+from primeflowd.destination import Held
 from primeflowd.destination_rules import Rules
-from primeflowd.destinations import Destinations, Held
+from primeflowd.destinations import Destinations
 from primeflowd.durations import Duration
 from primeflowd.instants import SECOND
 from primeflowd.testing.factories import NOW, make_delivery

@@ -79,7 +79,7 @@ def test_headers() -> None:
     reader, _ = read(
         b"HTTP/1.1 200 \xe9\r\nX-A:  1 \r\nx-a: \xe9\r\nEmpty:\r\nContent-Length: 0\r\n\r\n"
     )
-    assert reader.headers == [("x-a", "1"), ("x-a", "é"), ("empty", ""), ("content-length", "0")]
+    assert reader.headers == (("x-a", "1"), ("x-a", "é"), ("empty", ""), ("content-length", "0"))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,7 @@ def test_body_until_close() -> None:
     """Without a length the body goes on until the connection closes."""
     reader, done = read(b"HTTP/1.1 200 OK\r\n\r\nabc")
     assert not done
+    reader.end()
     assert (reader.status, reader.body, reader.keep_alive) == (200, b"abc", False)
 
 
@@ -211,7 +212,7 @@ def test_bytes_behind_a_response_spoil_the_connection(stray: bytes) -> None:
     reader, done = read(b"HTTP/1.1 204 No Content\r\n\r\n" + stray)
     assert done
     assert (reader.status, reader.body, reader.keep_alive) == (204, b"", False)
-    assert reader.headers == []
+    assert reader.headers == ()
 
 
 def test_one_reader_for_many_responses() -> None:
@@ -221,11 +222,31 @@ def test_one_reader_for_many_responses() -> None:
         if not keep_alive:
             continue
         reader.start()
-        assert reader.headers == []
+        assert (reader.status, reader.received, reader.keep_alive) == (None, 0, False)
         assert reader.feed(data)
         assert (reader.status, reader.body, reader.keep_alive) == (status, body, True)
         assert reader.received == len(data)
     assert "x-trailer" not in {name for name, _ in reader.headers}
+
+
+@given(
+    st.lists(st.sampled_from([response for response in COMPLETE if response[3]]), max_size=6),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_what_came_before_makes_no_difference(
+    responses: list[tuple[bytes, int, bytes, bool]], cut: list[bool]
+) -> None:
+    """A reader that has read others says what a new one says."""
+    reader = ResponseReader(MAX_HEAD, MAX_BODY)
+    for (data, *_), in_two in zip(responses, cut, strict=False):
+        reader.start()
+        assert (reader.status, reader.received, reader.keep_alive) == (None, 0, False)
+        if in_two:
+            assert not reader.feed(data[:20])
+        assert reader.feed(data[20:] if in_two else data)
+        fresh, _ = read(data)
+        for name in ("status", "headers", "body", "received", "keep_alive"):
+            assert getattr(reader, name) == getattr(fresh, name), name
 
 
 def test_closing_breaks_the_circle_with_the_parser() -> None:

@@ -1,6 +1,6 @@
 """Putting attempts on record: together, in order, whatever storage does, and bounded."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from primeflowd.builtin.memory import MemoryStorage
 from primeflowd.clock import SystemClock
+from primeflowd.destination import Held
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Fate, Tx
 from primeflowd.model import Delivery
-from primeflowd.records import Record, Records
+from primeflowd.records import Otherwise, Record, Records
 from primeflowd.testing.factories import NOW, make_attempt, make_delivery
 
 T = TypeVar("T")
@@ -27,8 +28,13 @@ class Desk:
 
     def __init__(self, storage: MemoryStorage, limit: int = 10) -> None:
         self.storage = storage
-        self.records = Records(storage, limit)
+        self.records = Records(storage, limit, self._settle)
         self.told: list[tuple[str, Fate, Delivery]] = []
+
+    def _settle(self, records: Sequence[Record], otherwise: Otherwise) -> None:
+        for record in records:
+            fate, delivery = otherwise.get(record.attempt.id, ("recorded", record.after))
+            self.told.append((record.held.delivery.id, fate, delivery))
 
     async def attempt(self, **changes: Any) -> Record:
         """An attempt of a delivery that this node has claimed, which succeeded."""
@@ -42,12 +48,7 @@ class Desk:
             claimed_by=None,
             completed_at=NOW,
         )
-        attempt = make_attempt(delivery_id=before.id)
-
-        def settle(fate: Fate, delivery: Delivery) -> None:
-            self.told.append((before.id, fate, delivery))
-
-        return Record(attempt, after, NODE, settle)
+        return Record(Held(before, None), make_attempt(delivery_id=before.id), after, NODE)
 
     async def stored(self, record: Record) -> int:
         """How many attempts of its delivery are on record."""
@@ -217,7 +218,7 @@ async def test_a_bug_in_recording_is_not_swallowed(autojump_clock: MockClock) ->
             again = replace(record.after, claimed_by=NODE, status="pending", due_at=NOW)
             await desk.storage.write(lambda tx: tx.update_delivery(again))
             twice = replace(record.attempt, id="another")
-            desk.records.give(Record(twice, record.after, NODE, record.settle))
+            desk.records.give(Record(record.held, twice, record.after, NODE))
             await trio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as raised:

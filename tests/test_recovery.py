@@ -1,7 +1,7 @@
 """Bulk redelivery: what a job matches, how fast it goes, and that it is done once (5.4)."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -303,9 +303,9 @@ class CancelAfter(Record):
         self._count = count
         self._scope = scope
 
-    def admit(self, delivery: Delivery, body: bytes | None) -> None:
-        super().admit(delivery, body)
-        if len(self.admitted) == self._count:
+    def admit(self, made: Iterable[tuple[Delivery, bytes | None]]) -> None:
+        super().admit(made)
+        if len(self.admitted) >= self._count:
             self._scope.cancel()
 
 

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from primeflowd.builtin.memory import MemoryStorage
 from primeflowd.clock import SystemClock
 from primeflowd.config import DeliverySettings
-from primeflowd.destinations import Held
+from primeflowd.destination import Held
 from primeflowd.durations import Duration
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Tx
@@ -500,7 +500,7 @@ async def test_drop_while_it_is_sent(autojump_clock: MockClock) -> None:
         await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, one))
         assert line.scheduler.holds(one)
         assert (await line.delivery(one)).claimed_by == NODE
-        line.scheduler.settle(held, None)
+        line.scheduler.forget([held])
         assert not line.scheduler.holds(one)
 
 
@@ -586,7 +586,7 @@ async def test_hasten_of_what_is_being_given_back(
     async with open_line(window_initial=2) as line, trio.open_nursery() as nursery:
         ids = await line.add(count=5, due_in=-1, claimed_by=NODE)
         for one in ids:
-            line.scheduler.admit(await line.delivery(one), None)
+            line.scheduler.admit([(await line.delivery(one), None)])
         surplus = ids[-1]
         with trio.move_on_after(1):
             await line.scheduler.run()
@@ -640,9 +640,11 @@ async def test_settle(autojump_clock: MockClock) -> None:
         )
         assert line.scheduler.keeps(soon)
         assert not line.scheduler.keeps(later)
-        for held, after in ((kept, soon), (given_up, later), (lost, None)):
+        for held in (kept, given_up, lost):
             line.destinations.done(held, False, line.now())
-            line.scheduler.settle(held, after)
+        line.scheduler.settle(kept, soon)
+        line.scheduler.settle(given_up, later)
+        line.scheduler.forget([lost])
         assert len(line.scheduler) == 1
         assert line.scheduler.waiting() == 1
         await trio.sleep(1.9)
@@ -656,8 +658,8 @@ async def test_admit_twice_holds_once(autojump_clock: MockClock) -> None:
     async with open_line() as line:
         (one,) = await line.add(claimed_by=NODE)
         delivery = await line.delivery(one)
-        line.scheduler.admit(delivery, BODY)
-        line.scheduler.admit(delivery, BODY)
+        line.scheduler.admit([(delivery, BODY)])
+        line.scheduler.admit([(delivery, BODY)])
         assert (len(line.scheduler), len(line.destinations)) == (1, 1)
         assert (await taken(line)).body == BODY
 
@@ -678,12 +680,12 @@ async def test_bodies_are_kept_within_a_budget(autojump_clock: MockClock) -> Non
             return len([held for held in shed if held.body is not None])
 
         for delivery in deliveries[:70]:
-            line.scheduler.admit(delivery, mebibyte)
+            line.scheduler.admit([(delivery, mebibyte)])
         assert kept() == 64
         for delivery in deliveries[:70]:
             line.scheduler.drop(delivery.id)
         for delivery in deliveries[70:140]:
-            line.scheduler.admit(delivery, mebibyte)
+            line.scheduler.admit([(delivery, mebibyte)])
         assert kept() == 64
         for _ in range(70):
             held = await taken(line)
@@ -691,7 +693,7 @@ async def test_bodies_are_kept_within_a_budget(autojump_clock: MockClock) -> Non
             line.scheduler.settle(held, held.delivery)  # waits on, with an attempt behind it
             line.destinations.remove(held)
         for delivery in deliveries[140:]:
-            line.scheduler.admit(delivery, mebibyte)
+            line.scheduler.admit([(delivery, mebibyte)])
         assert kept() == 64
 
 
@@ -710,7 +712,7 @@ async def test_close(autojump_clock: MockClock) -> None:
         line.scheduler.settle(held, soon)
         assert not line.scheduler.holds(sending)
         (late,) = await line.add(claimed_by=NODE)
-        line.scheduler.admit(await line.delivery(late), None)
+        line.scheduler.admit([(await line.delivery(late), None)])
         assert not line.scheduler.holds(late)
         assert line.scheduler.holds(waiting)
         released = await line.storage.write(lambda tx: tx.release(NODE, None))
@@ -924,7 +926,7 @@ async def test_a_claim_under_a_lost_lease_is_not_taken_up(autojump_clock: MockCl
         (one,) = await line.add(claimed_by=NODE)
         delivery = await line.delivery(one)
         line.lease.node_id = "node-1/2"
-        line.scheduler.admit(delivery, None)
+        line.scheduler.admit([(delivery, None)])
         assert not line.scheduler.holds(one)
 
 

@@ -368,7 +368,7 @@ async def test_no_attempt_while_storage_cannot_be_read(autojump_clock: MockClock
     """Nothing was sent, so it is no attempt; it is made once storage is back."""
     async with open_line() as line, trio.open_nursery() as nursery:
         (delivery_id,) = await line.add(claimed_by=NODE)
-        line.scheduler.admit(await line.delivery(delivery_id), None)
+        line.scheduler.admit([(await line.delivery(delivery_id), None)])
         line.storage.fail_with = StorageUnavailable("the disk is gone")
         line.start(nursery)
         await trio.sleep(60)
@@ -444,6 +444,18 @@ async def test_a_commit_in_doubt_does_not_record_an_attempt_twice(
         nursery.cancel_scope.cancel()
 
 
+async def test_lateness_is_of_retries(autojump_clock: MockClock) -> None:
+    """Of a first attempt it would say how long its delivery has waited for other reasons."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        await line.add("a", due_in=-60)
+        await line.add("b", due_in=-3, attempt_count=1, delays=("1s",), max_retries=5)
+        line.start(nursery)
+        await trio.sleep(10)
+        assert len(line.wire.sent) == 2
+        assert line.late == [pytest.approx(3 * SECOND, abs=SECOND)]
+        nursery.cancel_scope.cancel()
+
+
 async def test_cancelled_by_a_person_while_it_is_sent(autojump_clock: MockClock) -> None:
     """5.4: the attempt is on record, the delivery stays `cancelled`, nothing follows."""
     async with open_line() as line, trio.open_nursery() as nursery:
@@ -512,7 +524,7 @@ async def test_cancelled_by_a_person_while_storage_cannot_be_read(
     """5.4: a sender had it and came to no attempt; nobody makes one later."""
     async with open_line() as line, trio.open_nursery() as nursery:
         (delivery_id,) = await line.add(claimed_by=NODE)
-        line.scheduler.admit(await line.delivery(delivery_id), None)
+        line.scheduler.admit([(await line.delivery(delivery_id), None)])
         one = await line.destinations.take()
         assert one is not None
         await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, delivery_id))
@@ -724,7 +736,7 @@ async def test_cancelled_at_every_await(
     line = Line(storage, DeliverySettings())
     await line.secret()
     (delivery_id,) = await line.add(claimed_by=NODE, delays=("1s",), max_retries=1)
-    line.scheduler.admit(await line.delivery(delivery_id), None)
+    line.scheduler.admit([(await line.delivery(delivery_id), None)])
     storage.calls = 0
 
     def answer(_: object) -> Answer:

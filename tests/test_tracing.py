@@ -171,7 +171,7 @@ async def test_nothing_is_made_of_what_is_not_sampled() -> None:
     """But of a request that its client has sampled; and the other way round."""
     async with open_desk(TracingSettings(sample_ratio=0.0)) as desk:
         await desk.register()
-        desk.tracing.recording(lambda _: None)(RecordedAttempt(make_attempt(), make_delivery()))
+        desk.tracing.recording(lambda _: None)([RecordedAttempt(make_attempt(), make_delivery())])
         assert desk.taken() == []
         await desk.register(client=CLIENT)
         [request] = desk.taken()
@@ -195,7 +195,7 @@ def test_attempts() -> None:
         response_time=1_500,
     )
     record = RecordedAttempt(attempt, delivery)
-    tracing.recording(told.append)(record)
+    tracing.recording(told.extend)([record])
     assert told == [record]
     [span] = sink.spans
     assert (span.context, span.parent) == (

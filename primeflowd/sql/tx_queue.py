@@ -131,7 +131,8 @@ class QueueStatements(Session):
             self.flush()
         fate: Fate = "recorded"
         if self._presuming:
-            self._keep(self._records, after.id, (node_id, after))
+            # None is kept back for it: that was just seen to.
+            self._records[after.id] = node_id, after
         elif not self._write_hot(self._hot.record, (*delivery_update(after), node_id)):
             if not self._record_late(node_id, after):
                 return "lost"
