@@ -96,10 +96,12 @@ class Destinations:
         none at the moment, or no more at all. The caller must call `done` with it afterwards."""
         if self._closed:
             return None
-        while self._ring:
-            destination = self._ring.popleft()
-            destination.in_ring = False
+        ring = self._ring
+        while ring:
+            destination = ring[0]
             if not destination.eligible():
+                ring.popleft()
+                destination.in_ring = False
                 continue
             held = destination.queue.popleft()
             self._queued -= 1
@@ -108,9 +110,12 @@ class Destinations:
             held.rules = destination.rules
             if held.rules is not None:
                 self._spend(destination, held.rules)
-            # One more may start: pass the turn on.
-            if destination.queue:
-                self._offer(destination)
+            # Pass the turn on; the destination has another if one more may start.
+            if not destination.eligible():
+                ring.popleft()
+                destination.in_ring = False
+            elif len(ring) > 1:
+                ring.rotate(-1)
             return held
         return None
 

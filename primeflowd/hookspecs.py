@@ -145,7 +145,7 @@ class Storage(Protocol):
     def statistics(self) -> StorageStatistics: ...
 
 
-class SigningRequest(msgspec.Struct, frozen=True):
+class SigningRequest(msgspec.Struct, frozen=True, gc=False):
     """What a signer may put its name to.
 
     Attributes:

@@ -73,7 +73,7 @@ class Lease:
 
     def covers(self, claimed_by: str | None) -> bool:
         """Whether a delivery with this claim may be attempted at this moment."""
-        return claimed_by == self._node_id and self.holds()
+        return claimed_by == self._node_id and self._elapsed() < self._trusted_until
 
     async def begin(self, check: Callable[[Tx], None] | None = None) -> int:
         """Get the lease, and end those of dead nodes; how many claims that freed.

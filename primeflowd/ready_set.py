@@ -92,7 +92,7 @@ class ReadySet:
 
     def call_when_readable(self, descriptor: int, function: Callable[[], object]) -> None:
         """As wait_readable, without a task. `function` must not raise; it may be called here."""
-        if self.has_news(descriptor):
+        if (descriptor in self._news or descriptor in self._ended) and self.has_news(descriptor):
             function()
         else:
             self._waiting[descriptor] = function

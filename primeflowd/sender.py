@@ -18,19 +18,18 @@ for systemd to restart it.
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import structlog
 import trio
 
-from primeflowd import __version__, conclusions
+from primeflowd import callback_request, conclusions
 from primeflowd.attempts import unsent
 from primeflowd.callback_url import parse
 from primeflowd.clock import Clock
 from primeflowd.conclusions import Conclusions, Health
 from primeflowd.config import DeliverySettings
 from primeflowd.destination import Held
-from primeflowd.destination_rules import Rules
 from primeflowd.destinations import Destinations
 from primeflowd.errors import StorageUnavailable
 from primeflowd.events import (
@@ -39,26 +38,19 @@ from primeflowd.events import (
 from primeflowd.hookspecs import RecordedAttempt, Storage
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Delivery, Outcome, Verdict, new_id
-from primeflowd.signing import Signatures, Signed, SigningFailed
-from primeflowd.transport import CutShort, Request, Unread
+from primeflowd.request_head import Request
+from primeflowd.signed_headers import SigningFailed
+from primeflowd.signing import Signatures, Signed
+from primeflowd.transport import CutShort, Unread
 
 log = structlog.get_logger()
 
-_FIXED_HEADERS = (
-    ("Content-Type", "application/json"),
-    ("User-Agent", f"primeflowd/{__version__}"),
-)
 _OUT_OF_TOUCH = "this node lost touch with its storage"
 _SHUT_DOWN = "primeflowd was shut down"
 # Attempts begun between two turns of other tasks.
 _AT_ONCE = 32
 # Seconds that storage may take to put on record what was cut short.
 _LAST_WORDS = 2.0
-
-
-Headers: TypeAlias = tuple[tuple[str, str], ...]
-TraceHeaders: TypeAlias = Callable[[Delivery, str], Headers]
-"""From a delivery and the id of an attempt at it."""
 
 
 class Exchange(Protocol):
@@ -73,7 +65,11 @@ class Wire(Protocol):
     """What the senders need of the transport."""
 
     def begin(
-        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None], now: float
+        self,
+        request: Request,
+        ended: Callable[[Outcome | Unread | CutShort], None],
+        now: float,
+        started_at: Micros,
     ) -> Exchange | None: ...
 
     async def send(
@@ -97,9 +93,8 @@ class UnderWay:
     """An attempt under way.
 
     Attributes:
-        signed: None until it has come so far.
-        request: what was sent, where it was begun without a task.
-        exchange: likewise.
+        signed, request: None until it has come so far.
+        exchange: None unless it is under way without a task.
     """
 
     __slots__ = ("_senders", "exchange", "held", "id", "request", "signed")
@@ -136,7 +131,7 @@ class Senders:
         settings: DeliverySettings,
         lease: Tenure,
         health: Health | None = None,
-        trace_headers: TraceHeaders | None = None,
+        trace_headers: callback_request.TraceHeaders | None = None,
         on_late: Callable[[Micros], None] = lambda _: None,
     ) -> None:
         self._storage = storage
@@ -214,28 +209,48 @@ class Senders:
 
     async def _hand_out(self) -> None:
         """Begin attempts as there is room for them, until the destination queues are closed."""
-        begun = 0
         while not self._destinations.closed:
-            if len(self._direct) + self._tasks >= self._settings.concurrency:
+            room = self._settings.concurrency - len(self._direct) - self._tasks
+            if room <= 0:
                 await self._one_ended()
             elif self._records.full:
                 await self._records.room()
-            elif held := self._destinations.take_now():
-                self._begin(UnderWay(self, held))
-                begun += 1
-                if begun % _AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
             else:
-                await self._destinations.turn()
+                begun = self._begin_some(min(room, _AT_ONCE))
+                if begun == _AT_ONCE:
+                    await trio.lowlevel.checkpoint()
+                elif begun < room:
+                    await self._destinations.turn()
+
+    def _begin_some(self, most: int) -> int:
+        """Begin what is due, `most` attempts at most; how many it were."""
+        # One reading for all: deadlines and the age of secrets are not about a millisecond.
+        now = trio.current_time()
+        begun = 0
+        while begun < most and (held := self._destinations.take_now()) is not None:
+            self._begin(held, now)
+            begun += 1
+        return begun
 
     async def _one_ended(self) -> None:
         self._end = trio.Event()
         await self._end.wait()
 
-    def _begin(self, attempt: UnderWay) -> None:
-        self._busy[attempt.held.delivery.id] = attempt.id
-        if not self._begin_directly(attempt):
+    def _begin(self, held: Held, now: float) -> None:
+        """Begin an attempt: without a task if all is at hand, else in one that gets what is
+        missing."""
+        attempt = UnderWay(self, held)
+        self._busy[held.delivery.id] = attempt.id
+        started_at = self._clock.now()
+        request = attempt.request = self._request_now(attempt, now, started_at)
+        if request is None:
             self._start(self._attempt, attempt)
+            return
+        self._direct.add(attempt)
+        attempt.exchange = self._transport.begin(request, attempt.ended, now, started_at)
+        if attempt.exchange is None:
+            self._direct.remove(attempt)
+            self._start(self._send, attempt)
 
     def _start(self, function: Callable[[UnderWay], Awaitable[None]], attempt: UnderWay) -> None:
         """Go on with an attempt in a task."""
@@ -259,39 +274,26 @@ class Senders:
             self._end.set()
             self._end = None
 
-    def _begin_directly(self, attempt: UnderWay) -> bool:
-        """Begin an attempt without a task; False if anything is missing, or odd: then nothing has
-        happened, and `_attempt` finds out what it is."""
+    def _request_now(self, attempt: UnderWay, now: float, instant: Micros) -> Request | None:
+        """The request of an attempt, signed; None if anything is missing, or odd: `_attempt` finds
+        out what it is. `now`: Trio's time; `instant`: the time of day."""
         held, delivery = attempt.held, attempt.held.delivery
-        rules = held.rules
-        if held.body is None or not self._lease.covers(delivery.claimed_by):
-            return False
+        body, rules = held.body, held.rules
+        if body is None or not self._lease.covers(delivery.claimed_by):
+            return None
         if rules is not None and rules.disabled is not None:
-            return False
+            return None
         try:
             target = parse(delivery.callback_url)
-        except ValueError:
-            return False
-        now = trio.current_time()
-        try:
-            signed = self._signatures.sign_now(delivery, attempt.id, held.body, now)
-        except SigningFailed:
-            return False
-        if signed is None:
-            return False
-        attempt.signed = signed
-        headers = _headers(delivery, attempt.id, signed, self._trace_headers)
-        attempt.request = (
-            Request(target, headers, held.body)
-            if rules is None
-            else Request(target, _with_extra(headers, rules), held.body, rules.timeout)
-        )
-        self._direct.add(attempt)
-        attempt.exchange = self._transport.begin(attempt.request, attempt.ended, now)
-        if attempt.exchange is None:
-            self._direct.remove(attempt)
-            return False
-        return True
+            signed = self._signatures.sign_now(delivery, attempt.id, body, now, instant)
+            if signed is None:
+                return None
+            attempt.signed = signed
+            return callback_request.make(
+                target, held, attempt.id, signed, body, self._trace_headers
+            )
+        except (ValueError, SigningFailed):
+            return None
 
     def _ended(self, attempt: UnderWay, result: Outcome | Unread | CutShort) -> None:
         """An attempt without a task has come to its end, or needs one now."""
@@ -348,25 +350,27 @@ class Senders:
             outcome = unsent("internal_error", str(error), self._clock.now())
             self._conclude(held, attempt.id, outcome, None)
             return
-        # Looked at last: while this waited for something, another node may have taken over.
-        if not self._lease.covers(delivery.claimed_by):
-            self._postpone(held, attempt.id)
+        try:
+            attempt.request = callback_request.make(
+                target, held, attempt.id, attempt.signed, body, self._trace_headers
+            )
+        except ValueError as error:
+            outcome = unsent("internal_error", str(error), self._clock.now())
+            self._conclude(held, attempt.id, outcome, attempt.signed)
             return
-        headers = _headers(delivery, attempt.id, attempt.signed, self._trace_headers)
-        attempt.request = (
-            Request(target, headers, body)
-            if rules is None
-            else Request(target, _with_extra(headers, rules), body, rules.timeout)
-        )
         await self._send(attempt)
 
     async def _send(self, attempt: UnderWay, unread: Unread | None = None) -> None:
         assert attempt.request is not None
-        started_at = unread.started_at if unread is not None else self._clock.now()
 
         def may_send() -> bool:
             return self._lease.covers(attempt.held.delivery.claimed_by)
 
+        # Looked at last: while this waited for something, another node may have taken over.
+        if unread is None and not may_send():
+            self._postpone(attempt.held, attempt.id)
+            return
+        started_at = unread.started_at if unread is not None else self._clock.now()
         try:
             outcome = await self._transport.send(attempt.request, may_send, unread)
         except CutShort:
@@ -393,25 +397,3 @@ class Senders:
     def _interrupted(self, attempt: UnderWay, cause: str, started_at: Micros) -> None:
         assert attempt.signed is not None
         self._conclusions.interrupted(attempt.held, attempt.id, cause, started_at, attempt.signed)
-
-
-def _headers(
-    delivery: Delivery, attempt_id: str, signed: Signed, of_trace: TraceHeaders | None
-) -> Headers:
-    """What every attempt carries (contract 6.4), its signatures, and its trace context if any."""
-    headers = (
-        *_FIXED_HEADERS,
-        ("Primeflow-Delivery-Id", delivery.id),
-        ("Primeflow-Attempt", str(delivery.attempt_count + 1)),
-        ("Primeflow-Request-Id", attempt_id),
-        *signed.headers,
-    )
-    return headers if of_trace is None else headers + of_trace(delivery, attempt_id)
-
-
-def _with_extra(headers: Headers, rules: Rules) -> Headers:
-    """With those that an operator adds, where a signer has not set them."""
-    if not rules.headers:
-        return headers
-    taken = {name.lower() for name, _ in headers}
-    return (*headers, *(each for each in rules.headers if each[0].lower() not in taken))

@@ -1,4 +1,4 @@
-"""What a sender needs to sign a callback: the org's secrets, and the headers of all signers.
+"""What a sender needs to sign a callback: the org's secrets, and what the signers make of them.
 
 The plain secrets of recently used orgs are held in memory for a second, so that signing costs no
 storage read in the rule. A change made through this process is seen at once (`forget`), one made
@@ -8,12 +8,8 @@ Blocks on: one storage read per org and second, shared by all senders that wait 
 """
 
 import copy
-import re
-import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import PurePath
 from typing import Final
 
 import msgspec
@@ -25,6 +21,7 @@ from primeflowd.hookspecs import Signer, SigningRequest, Storage, Tx
 from primeflowd.instants import MINUTE, SECOND, Micros
 from primeflowd.keyring import Keyring
 from primeflowd.model import Delivery, SigningSecret
+from primeflowd.signed_headers import SigningFailed, lines_by
 from primeflowd.signing_secrets import plain_text
 
 MAX_ORGS: Final = 4096
@@ -33,46 +30,17 @@ MAX_ORGS: Final = 4096
 # In the last part of their time secrets are read anew by one attempt; at the end of it, all would
 # wait for that.
 _READ_AHEAD: Final = 0.3
-_JOINED: Final = "webhook-signature"
-# The exchange itself and contract 6.4: a signer that set one of these would change what is sent.
-_RESERVED: Final = frozenset(
-    {
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "host",
-        "primeflow-attempt",
-        "primeflow-delivery-id",
-        "primeflow-request-id",
-        "transfer-encoding",
-        "user-agent",
-    }
-)
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-class SigningFailed(PrimeflowdError):
-    """A signer, or the secret it was to use, is broken; the operator mends the plugin it names.
+class Signed(msgspec.Struct, frozen=True, gc=False):
+    """Header lines to add, and the secret that they were made with first; none for an unsigned
+    one."""
 
-    Ends an attempt with `internal_error`. The message does not repeat what a plugin's exception
-    said, because that may hold the secret; it says where it was raised.
-    """
-
-    def __init__(self, name: str, cause: str) -> None:
-        super().__init__(name, cause)
-        self.name = name
-        self.cause = cause
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.cause}"
-
-
-class Signed(msgspec.Struct, frozen=True):
-    """Headers to add, and the secret that they were made with first; none for an unsigned one."""
-
-    headers: tuple[tuple[str, str], ...] = ()
+    lines: str = ""
     secret_id: str | None = None
+
+
+_UNSIGNED: Final = Signed()
 
 
 class _Secret(msgspec.Struct, frozen=True):
@@ -83,11 +51,45 @@ class _Secret(msgspec.Struct, frozen=True):
         return f"_Secret(id={self.id})"
 
 
-class _Held(msgspec.Struct, frozen=True):
-    """An org's enabled secrets, the current one first. On Trio's clock: until when they may be
-    used, and from when on whoever comes first shall read them anew while others use these."""
+class _Order:
+    """The secrets of an org in the order for deliveries that are pinned to one of them.
 
-    secrets: tuple[_Secret, ...]
+    Attributes:
+        plain: as signers are given them.
+        first: the id of the first.
+    """
+
+    __slots__ = ("first", "plain")
+
+    def __init__(self, secrets: Sequence[_Secret]) -> None:
+        self.plain = tuple(secret.plain for secret in secrets)
+        self.first = secrets[0].id
+
+
+class _Secrets:
+    """An org's enabled secrets; `ordered` is told the current one first."""
+
+    __slots__ = ("_enabled", "_orders")
+
+    def __init__(self, ordered: Sequence[_Secret]) -> None:
+        self._enabled = ordered
+        self._orders: dict[str | None, _Order] = {}
+
+    def order(self, pinned: str | None) -> _Order | None:
+        """The pinned one first, then the current one and the others; None if there are none."""
+        order = self._orders.get(pinned)
+        if order is None and self._enabled:
+            # Stable.
+            order = _Order(sorted(self._enabled, key=lambda one: one.id != pinned))
+            self._orders[pinned] = order
+        return order
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """An org's secrets. On Trio's clock: until when they may be used, and from when on whoever
+    comes first shall read them anew while others use these."""
+
+    secrets: _Secrets
     until: float
     read_from: float
 
@@ -97,7 +99,7 @@ class _Reading:
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.secrets: tuple[_Secret, ...] | None = None
+        self.secrets: _Secrets | None = None
         self.failure: PrimeflowdError | None = None
 
 
@@ -124,7 +126,7 @@ class Signatures:
         self._used: dict[tuple[str, str], Micros] = {}
 
     async def sign(self, delivery: Delivery, attempt_id: str, body: bytes) -> Signed:
-        """The headers of this attempt; unsigned where the org has no enabled secret (6.3).
+        """What this attempt is signed with; unsigned where the org has no enabled secret (6.3).
 
         A checkpoint only if the org's secrets are not held.
 
@@ -133,19 +135,21 @@ class Signatures:
             StorageUnavailable: the secrets cannot be read; nothing was decided.
         """
         if not self._signers:
-            return Signed()
-        return self._sign(delivery, attempt_id, body, await self._secrets_of(delivery.org_id))
+            return _UNSIGNED
+        secrets = await self._secrets_of(delivery.org_id)
+        return self._sign(delivery, attempt_id, body, secrets, self._clock.now())
 
     def sign_now(
-        self, delivery: Delivery, attempt_id: str, body: bytes, now: float
+        self, delivery: Delivery, attempt_id: str, body: bytes, now: float, instant: Micros
     ) -> Signed | None:
-        """As `sign`; None if the org's secrets are not held. `now`: Trio's time.
+        """As `sign`; None if the org's secrets are not held. `now`: Trio's time; `instant`: the
+        time of day.
 
         Raises:
             SigningFailed: as `sign`.
         """
         if not self._signers:
-            return Signed()
+            return _UNSIGNED
         held = self._held.get(delivery.org_id)
         if (
             held is None
@@ -153,33 +157,26 @@ class Signatures:
             or (now >= held.read_from and delivery.org_id not in self._readings)
         ):
             return None
-        return self._sign(delivery, attempt_id, body, held.secrets)
+        return self._sign(delivery, attempt_id, body, held.secrets, instant)
 
     def _sign(
-        self, delivery: Delivery, attempt_id: str, body: bytes, secrets: tuple[_Secret, ...]
+        self, delivery: Delivery, attempt_id: str, body: bytes, secrets: _Secrets, instant: Micros
     ) -> Signed:
-        if not secrets:
-            return Signed()
-        if secrets[0].id != delivery.signing_secret_id:
-            # Stable: the pinned one first, then the current one and the others.
-            secrets = tuple(sorted(secrets, key=lambda one: one.id != delivery.signing_secret_id))
-        first, now = secrets[0], self._clock.now()
+        order = secrets.order(delivery.signing_secret_id)
+        if order is None:
+            return _UNSIGNED
         request = SigningRequest(
             batch_id=delivery.batch_id,
             delivery_id=delivery.id,
             attempt_id=attempt_id,
-            timestamp=now // SECOND,
+            timestamp=instant // SECOND,
             body=body,
-            secrets=tuple([secret.plain for secret in secrets]),
+            secrets=order.plain,
             url=delivery.callback_url,
         )
-        headers: dict[str, tuple[str, str]] = {}
-        for signer in self._signers:
-            given = _headers_by(signer, request)
-            for name, value in given:
-                _add(headers, signer.name, name, value)
-        self._used[delivery.org_id, first.id] = now
-        return Signed(tuple(headers.values()), first.id)
+        lines = lines_by(self._signers, request)
+        self._used[delivery.org_id, order.first] = instant
+        return Signed(lines, order.first)
 
     def reconfigure(self, signers: Sequence[Signer]) -> None:
         """Sign with these from the next attempt on."""
@@ -221,7 +218,7 @@ class Signatures:
             if self._used.get(key) == used[key]:
                 del self._used[key]
 
-    async def _secrets_of(self, org_id: str) -> tuple[_Secret, ...]:
+    async def _secrets_of(self, org_id: str) -> _Secrets:
         while True:
             held, now = self._held.get(org_id), trio.current_time()
             reading = self._readings.get(org_id)
@@ -238,7 +235,7 @@ class Signatures:
                 raise copy.copy(reading.failure) from reading.failure
             # Else the task that read was cancelled, and one of us takes over.
 
-    async def _read(self, org_id: str) -> tuple[_Secret, ...]:
+    async def _read(self, org_id: str) -> _Secrets:
         reading = self._readings[org_id] = _Reading()
         # From the start of the read on: the snapshot may be as old as that.
         until = trio.current_time() + self._ttl
@@ -260,57 +257,11 @@ class Signatures:
                 self._held.popitem(last=False)
         return secrets
 
-    def _open(self, rows: Sequence[SigningSecret]) -> tuple[_Secret, ...]:
+    def _open(self, rows: Sequence[SigningSecret]) -> _Secrets:
         enabled = [row for row in rows if row.disabled_at is None]
         enabled.sort(key=lambda row: not row.is_current)
         try:
-            return tuple(_Secret(row.id, plain_text(self._keyring, row)) for row in enabled)
+            return _Secrets([_Secret(row.id, plain_text(self._keyring, row)) for row in enabled])
         except MasterKeyError as error:
             # One damaged row must cost its org's attempts, not the daemon.
             raise SigningFailed("keyring", str(error)) from error
-
-
-def _headers_by(signer: Signer, request: SigningRequest) -> Sequence[tuple[object, object]]:
-    try:
-        return [(name, value) for name, value in signer.sign(request)]
-    except Exception as error:  # noqa: BLE001 - a plugin's code: whatever it raises is its fault
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        cause = f"{type(error).__name__} at {PurePath(where.filename).name}:{where.lineno}"
-        # Not chained: what it says may hold a secret, and would be logged with the traceback.
-        raise SigningFailed(signer.name, cause) from None
-
-
-def _add(headers: dict[str, tuple[str, str]], signer: str, name: object, value: object) -> None:
-    """Put a signer's header to those of the signers before it.
-
-    Standard Webhooks lists the signatures of all schemes in one header, so these are joined.
-    """
-    if not (
-        isinstance(name, str)
-        and isinstance(value, str)
-        and (key := _key(name)) is not None
-        and value.isascii()
-        and value.isprintable()
-    ):
-        raise SigningFailed(signer, "gave a header that is not printable ASCII")
-    if not key:
-        raise SigningFailed(signer, f"gave the header {name}, which is not a signer's to set")
-    former = headers.get(key)
-    if former is None:
-        headers[key] = (name, value)
-    elif former[1] == value:
-        pass
-    elif key == _JOINED:
-        headers[key] = (former[0], f"{former[1]} {value}")
-    else:
-        raise SigningFailed(signer, f"gave the header {name}, which another signer has set")
-
-
-# The names are few and always the same.
-@lru_cache(maxsize=256)
-def _key(name: str) -> str | None:
-    """What tells header names apart: empty for one that is not a signer's, None if it is none."""
-    key = name.lower()
-    if _NAME.fullmatch(name) is None:
-        return None
-    return "" if key in _RESERVED else key

@@ -9,10 +9,8 @@ turns them into Outcomes. Cancelled passes through and leaves no socket behind.
 """
 
 import math
-import re
 import ssl
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Final, Self
 
 import msgspec
@@ -29,13 +27,7 @@ from primeflowd.idle_connections import IdleConnections
 from primeflowd.instants import Micros
 from primeflowd.model import Outcome
 from primeflowd.ready_set import ReadySet
-
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Written by the transport; from elsewhere they could disagree with what is sent.
-_OWN_HEADERS: Final = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "expect", "trailer", "upgrade"}
-)
-
+from primeflowd.request_head import Request, encode
 
 # Seconds that an exchange, or an idle connection, may overstay.
 _TICK: Final = 0.05
@@ -43,16 +35,6 @@ _TICK: Final = 0.05
 # Who ended an exchange, see Connection.end.
 _TOO_LATE: Final = "deadline"
 _CUT_SHORT: Final = "cut short"
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A POST to make. `headers` are printable ASCII and leave out Host and Content-Length.
-    `timeout` is its own, where it has one."""
-
-    target: Target
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-    timeout: Duration | None = None
 
 
 class Unread(msgspec.Struct, frozen=True):
@@ -204,31 +186,36 @@ class Transport:
         await trio.lowlevel.checkpoint()
 
     def begin(
-        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None], now: float
+        self,
+        request: Request,
+        ended: Callable[[Outcome | Unread | CutShort], None],
+        now: float,
+        started_at: Micros,
     ) -> "Exchange | None":
         """Make an attempt without a task, if there is a kept connection for it; else None. `now`:
-        Trio's time.
+        Trio's time; `started_at`: the time of day.
 
         `ended` is called once, perhaps before this returns, and must not raise; unless the
         Exchange is abandoned.
         """
         if self._nursery is None:
             return None
+        # That such a URL may be connected to was asked when the connection was made: it would not
+        # be kept under other rules.
+        try:
+            data = encode(request)
+        except ValueError:
+            # Rare; `send` says it.
+            return None
         destination = request.target.destination
         connection = self._take_idle(destination, now)
         if connection is None:
-            return None
-        try:
-            data = self._prepared(request)
-        except NetworkFailure:
-            # Rare; `send` says it.
-            self._give_back(destination, connection, now)
             return None
         timeout = request.timeout
         deadline = now + (self._seconds if timeout is None else timeout.seconds)
         self._watch(connection, deadline, timeout)
         exchange = Exchange(
-            self, connection, destination, self._clock.now(), now, deadline, timeout, ended
+            self, connection, destination, started_at, now, deadline, timeout, ended
         )
         rest = connection.begin(data, exchange.told)
         if rest is not None:
@@ -511,38 +498,3 @@ def _bound(settings: DeliverySettings) -> tuple[object, ...]:
     """What a connection keeps to for as long as it lives."""
     limits = settings.max_response_header, settings.max_response_body
     return settings.egress, settings.ca_file, *limits
-
-
-def encode(request: Request) -> bytes:
-    """The request as it goes over the wire.
-
-    Raises:
-        ValueError: a header could not be sent without changing the message around it.
-    """
-    target, headers = request.target, request.headers
-    lines = [f"{_checked(name)}: {value}" for name, value in headers]
-    # Together, since nearly always nothing is wrong.
-    if lines and not "".join(lines).isprintable():
-        name = next(name for name, value in headers if not value.isprintable())
-        raise ValueError(f"the value of the header {name} is not printable ASCII")
-    head = (
-        f"POST {target.request_target} HTTP/1.1\r\nHost: {target.host_header}\r\n"
-        f"Content-Length: {len(request.body)}\r\n"
-    )
-    if lines:
-        head += "\r\n".join(lines) + "\r\n"
-    try:
-        return f"{head}\r\n".encode("ascii") + request.body
-    except UnicodeEncodeError:
-        name = next(name for name, value in headers if not value.isascii())
-        raise ValueError(f"the value of the header {name} is not printable ASCII") from None
-
-
-# The names are few and always the same; signers choose them.
-@lru_cache(maxsize=256)
-def _checked(name: str) -> str:
-    if _TOKEN.fullmatch(name) is None:
-        raise ValueError(f"{name!a} is no name for a header")
-    if name.lower() in _OWN_HEADERS:
-        raise ValueError(f"the header {name} is the transport's own")
-    return name

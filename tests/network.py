@@ -15,7 +15,7 @@ from primeflowd.callback_url import parse
 from primeflowd.config import DeliverySettings, Egress
 from primeflowd.connector import SocketAddress
 from primeflowd.durations import Duration
-from primeflowd.transport import Request
+from primeflowd.request_head import Request, header_lines
 
 LOOPBACK = Egress(allow=("127.0.0.0/8",))
 
@@ -42,7 +42,13 @@ def settings(
 
 
 def request(url: str, body: bytes = b"{}", headers: tuple[tuple[str, str], ...] = ()) -> Request:
-    return Request(parse(url), headers, body)
+    return Request(parse(url), header_lines(headers), body)
+
+
+def pairs(lines: str) -> tuple[tuple[str, str], ...]:
+    """What is in header lines, as names and values."""
+    parts = (line.partition(": ") for line in lines.split("\r\n")[:-1])
+    return tuple((name, value) for name, _, value in parts)
 
 
 class FixedResolver:

@@ -13,6 +13,7 @@ import trio
 
 from primeflowd.builtin.classifier import classify_outcome
 from primeflowd.builtin.memory import MemoryStorage, open_memory
+from primeflowd.callback_request import TraceHeaders
 from primeflowd.callback_url import parse
 from primeflowd.clock import TrioClock
 from primeflowd.config import Config, DeliverySettings
@@ -31,13 +32,14 @@ from primeflowd.instants import SECOND, Micros
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
 from primeflowd.model import Attempt, Delivery, FailureReason, Outcome, Verdict
+from primeflowd.request_head import Request
 from primeflowd.rulebook import Rulebook
 from primeflowd.scheduler import Scheduler
-from primeflowd.sender import Senders, TraceHeaders
+from primeflowd.sender import Senders
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
-from primeflowd.transport import CutShort, Request, Unread
+from primeflowd.transport import CutShort, Unread
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
@@ -96,11 +98,15 @@ class Wire:
         self.most_under_way = 0
 
     def begin(
-        self, request: Request, ended: Callable[[Outcome | Unread | CutShort], None], now: float
+        self,
+        request: Request,
+        ended: Callable[[Outcome | Unread | CutShort], None],
+        now: float,
+        started_at: Micros,
     ) -> Exchange | None:
         if not self.keeps:
             return None
-        exchange = Exchange(self._clock.now())
+        exchange = Exchange(started_at)
         trio.lowlevel.spawn_system_task(self._exchange, exchange, request, ended)
         return exchange
 
@@ -165,8 +171,10 @@ class Seal:
 
     def __init__(self) -> None:
         self.fails = False
+        self.asked = 0
 
     def sign(self, request: SigningRequest) -> Iterable[tuple[str, str]]:
+        self.asked += 1
         if self.fails:
             raise RuntimeError(request.secrets[0])
         return [("X-Seal", f"{request.attempt_id} {len(request.body)} {len(request.secrets)}")]

@@ -126,8 +126,10 @@ async def test_lapses_before_storage_lets_it_expire(autojump_clock: MockClock) -
         node.way.cut = True
         await trio.sleep_until(5 + 13.4)
         assert node.lease.holds()
+        assert node.lease.covers("a")
         await trio.sleep_until(5 + 13.6)  # a tenth of its time is margin
         assert not node.lease.holds()
+        assert not node.lease.covers("a")
         assert node.told == ["lapsed"]
         await trio.sleep_until(5 + 14.9)
         assert await node.living() == ["a"]

@@ -130,6 +130,28 @@ async def test_what_came_before_the_wait_ends_it(pairs: Pairs, nursery: trio.Nur
     ready.close()
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_who_asks_to_be_called_late_is_called_at_once(
+    pairs: Pairs, nursery: trio.Nursery, ended: bool
+) -> None:
+    """The edge has been: there will not be another. An end is told to everybody who asks."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    ours, theirs = pairs.make()
+    ready.add(ours.fileno())
+    if ended:
+        theirs.close()
+    else:
+        theirs.send(b"x")
+    await wait_all_tasks_blocked()
+    calls: list[str] = []
+    for name in ("first", "second"):
+        ready.call_when_readable(ours.fileno(), partial(calls.append, name))
+    assert calls == (["first", "second"] if ended else ["first"])
+    ready.remove(ours.fileno())
+    ready.close()
+
+
 async def test_a_cancelled_wait_leaves_nothing(pairs: Pairs, nursery: trio.Nursery) -> None:
     ready = ReadySet()
     nursery.start_soon(ready.run)

@@ -23,6 +23,7 @@ from primeflowd.model import DestinationPolicy
 from primeflowd.rulebook import Rulebook
 from primeflowd.unit import Unit
 from tests import sending
+from tests.network import pairs
 from tests.sending import ILL, OK, Answer, Line, destination
 
 KEEPS: ContextVar[bool] = ContextVar("KEEPS", default=False)
@@ -128,9 +129,9 @@ async def test_timeout_and_headers(autojump_clock: MockClock) -> None:
             next(r for _, r in line.wire.sent if r.target.host == host) for host in ("a", "b")
         )
         assert (ours.timeout, others.timeout) == (Duration("3s"), None)
-        assert ours.headers[-1] == ("X-Token", "t0ken")
-        names = [name for name, _ in ours.headers]
-        assert names == [*(name for name, _ in others.headers), "X-Token"]
+        assert pairs(ours.lines)[-1] == ("X-Token", "t0ken")
+        names = [name for name, _ in pairs(ours.lines)]
+        assert names == [*(name for name, _ in pairs(others.lines)), "X-Token"]
         assert "t0ken" not in repr(line.destinations._rules)
         nursery.cancel_scope.cancel()
 

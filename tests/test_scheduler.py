@@ -25,6 +25,7 @@ from primeflowd.intake import Schedule
 from primeflowd.redelivery import attempt_now, cancel_delivery
 from primeflowd.sender import Desk
 from primeflowd.testing.factories import ORG
+from tests.network import pairs
 from tests.sending import (
     BODY,
     HANGS,
@@ -96,7 +97,7 @@ async def test_nothing_starts_before_it_is_due(autojump_clock: MockClock) -> Non
             due[delivery_id] = line.now() + round(delay * SECOND)
         await trio.sleep(400)
         started = {
-            dict(request.headers)["Primeflow-Delivery-Id"]: instant
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"]: instant
             for instant, request in line.wire.sent
         }
         assert started.keys() == due.keys()
@@ -132,7 +133,7 @@ async def test_overdue_deliveries_are_attempted_once_each(autojump_clock: MockCl
         line.start(nursery)
         await trio.sleep(10)
         sent = Counter(
-            dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"] for _, request in line.wire.sent
         )
         assert sent == dict.fromkeys(ids, 1)
         await line.check_claims()
@@ -160,7 +161,7 @@ async def test_a_thousand_through_room_for_fifty(autojump_clock: MockClock) -> N
         await trio.sleep(60)
         assert most == 50
         started = {
-            dict(request.headers)["Primeflow-Delivery-Id"]: instant
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"]: instant
             for instant, request in line.wire.sent
         }
         assert len(started) == len(line.wire.sent) == 1000
@@ -239,7 +240,9 @@ async def test_what_waits_in_storage_is_not_overtaken(autojump_clock: MockClock)
         for _ in range(100):
             await trio.sleep(0.0531)
             await line.submit("a", count=5)
-        sent = [dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent]
+        sent = [
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"] for _, request in line.wire.sent
+        ]
         assert len(sent) > 210
         assert set(sent[:200]) == set(old)
 
@@ -606,7 +609,9 @@ async def test_hasten_of_what_is_being_given_back(
         line.storage.resume()
         await trio.sleep(1)
         assert (await line.delivery(surplus)).status == "succeeded"
-        sent = [dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent]
+        sent = [
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"] for _, request in line.wire.sent
+        ]
         assert sent.count(surplus) == 1
         await line.check_claims()
         nursery.cancel_scope.cancel()
@@ -734,7 +739,9 @@ async def test_a_new_node_takes_over_what_a_drain_released(autojump_clock: MockC
             line.start(nursery)
             await trio.sleep(60)
             nursery.cancel_scope.cancel()
-        sent = [dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent]
+        sent = [
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"] for _, request in line.wire.sent
+        ]
         assert sorted(sent) == sorted(ids)
         assert await line.claims() == {}
 
@@ -751,7 +758,9 @@ async def test_two_nodes_share_without_doing_anything_twice(autojump_clock: Mock
             line.start(nursery)
             await trio.sleep(60)
             nursery.cancel_scope.cancel()
-        sent = [dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent]
+        sent = [
+            dict(pairs(request.lines))["Primeflow-Delivery-Id"] for _, request in line.wire.sent
+        ]
         assert sorted(sent) == sorted(ids)
 
 
@@ -842,7 +851,7 @@ async def _whatever(steps: list[tuple[str, int]]) -> None:
                 if delivery.id in cancelled:
                     assert delivery.failure_reason == "cancelled"
             sent = Counter(
-                dict(request.headers)["Primeflow-Delivery-Id"] for _, request in line.wire.sent
+                dict(pairs(request.lines))["Primeflow-Delivery-Id"] for _, request in line.wire.sent
             )
             for delivery in await line.deliveries():
                 assert sent[delivery.id] == delivery.attempt_count

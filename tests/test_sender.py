@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from primeflowd import __version__
 from primeflowd.builtin.memory import MemoryStorage
 from primeflowd.clock import SystemClock
 from primeflowd.config import DeliverySettings
+from primeflowd.destination_rules import Rules
 from primeflowd.durations import Duration
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import RecordedAttempt
@@ -26,6 +28,7 @@ from primeflowd.sender import Wire as WireProtocol
 from primeflowd.testing.factories import ORG
 from primeflowd.transport import Transport
 from tests import sending
+from tests.network import pairs
 from tests.sending import BODY, HANGS, ILL, NODE, Answer, Line, Wire, destination
 
 
@@ -64,7 +67,7 @@ async def test_headers(autojump_clock: MockClock) -> None:
         for number, (attempt, (_, request)) in enumerate(
             zip(attempts, line.wire.sent, strict=True), start=1
         ):
-            assert request.headers == (
+            assert pairs(request.lines) == (
                 ("Content-Type", "application/json"),
                 ("User-Agent", f"primeflowd/{__version__}"),
                 ("Primeflow-Delivery-Id", delivery_id),
@@ -92,7 +95,7 @@ async def test_what_an_attempt_says_of_its_trace(autojump_clock: MockClock) -> N
                 await trio.sleep(0.1)
                 [attempt] = await line.attempts(delivery_id)
                 _, request = line.wire.sent[number]
-                assert request.headers[-1] == ("T", f"{delivery_id} {attempt.id}")
+                assert pairs(request.lines)[-1] == ("T", f"{delivery_id} {attempt.id}")
             nursery.cancel_scope.cancel()
 
 
@@ -194,6 +197,36 @@ async def test_a_failing_signer_makes_a_failed_attempt(autojump_clock: MockClock
         assert {entry["signer"] for entry in logs if entry["event"] == "signer_failed"} == {"seal"}
         assert "whsec_" not in repr(logs)
         assert line.destinations.statistics()[destination("a")].window == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_attempt_is_signed_once(autojump_clock: MockClock) -> None:
+    """Whether its connection is there or has to be made."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        await line.secret()
+        line.start(nursery)
+        for _ in range(3):
+            await line.submit(count=5)
+            await trio.sleep(0.1)
+        assert line.seal.asked == len(line.wire.sent) == 15
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_header_of_an_operator_that_cannot_be_sent(autojump_clock: MockClock) -> None:
+    """Accepted by an older release: it must not keep the daemon from running."""
+    async with open_line() as line, trio.open_nursery() as nursery:
+        line.start(nursery)
+        await line.submit("b")
+        await trio.sleep(0.1)
+        line.destinations.govern({destination("a"): Rules(headers=(("X-A", "1\r\nX-B: 1"),))})
+        for number in range(2):
+            (bad,) = await line.submit("a")
+            await line.submit("b")
+            await trio.sleep(0.1)
+            (attempt,) = await line.attempts(bad)
+            assert attempt.failure_reason == "internal_error"
+            assert attempt.error_message == "the value of the header X-A is not printable ASCII"
+            assert line.wire.hosts() == ["b"] * (2 + number)
         nursery.cancel_scope.cancel()
 
 
@@ -660,7 +693,7 @@ async def test_cancelled_while_it_is_sent(autojump_clock: MockClock) -> None:
         async with trio.open_nursery() as nursery:
             line.start(nursery)
             await trio.sleep(1)
-            assert dict(line.wire.sent[1][1].headers)["Primeflow-Attempt"] == "2"
+            assert dict(pairs(line.wire.sent[1][1].lines))["Primeflow-Attempt"] == "2"
             await trio.sleep(2 * 3600)
             nursery.cancel_scope.cancel()
         assert [one.attempt_number for one in await line.attempts(delivery_id)] == [1, 2, 3]
@@ -767,7 +800,9 @@ async def test_cancelled_at_every_await(
     delivery = await line.delivery(delivery_id)
     attempts = await line.attempts(delivery_id)
     assert delivery.status == "succeeded"
-    numbers = [int(dict(request.headers)["Primeflow-Attempt"]) for _, request in line.wire.sent]
+    numbers = [
+        int(dict(pairs(request.lines))["Primeflow-Attempt"]) for _, request in line.wire.sent
+    ]
     assert [one.attempt_number for one in attempts] == numbers
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) == (1 if moment in (1, 2) or (moment, status) == (3, 200) else 2)
@@ -797,7 +832,7 @@ async def test_cancelled_between_tries_to_record(autojump_clock: MockClock) -> N
             line.start(nursery)
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
-        numbers = [dict(request.headers)["Primeflow-Attempt"] for _, request in line.wire.sent]
+        numbers = [dict(pairs(request.lines))["Primeflow-Attempt"] for _, request in line.wire.sent]
         assert numbers == ["1", "1"]
         assert [one.attempt_number for one in await line.attempts(delivery_id)] == [1]
 
@@ -901,6 +936,29 @@ async def test_nothing_is_sent_once_the_lease_has_lapsed(autojump_clock: MockClo
         nursery.cancel_scope.cancel()
 
 
+async def test_the_lease_is_looked_at_again_in_the_task(autojump_clock: MockClock) -> None:
+    """What was made ready without one may have to wait for a connection."""
+    async with sending.open_line(keeps=False) as line:
+
+        def lapse(_: Delivery, __: str) -> tuple[tuple[str, str], ...]:
+            line.lease.lapsed = line.wire.sent != []
+            return ()
+
+        line.trace_headers = lapse
+        line.another("node-2")
+        async with trio.open_nursery() as nursery:
+            line.start(nursery)
+            for _ in range(2):
+                (one,) = await line.submit()
+                await trio.sleep(0.1)
+            assert len(line.wire.sent) == 1
+            line.lease.lapsed = False
+            line.trace_headers = None
+            await trio.sleep(0.5)
+            assert (await line.attempts(one), line.senders.busy) == ([], 0)
+            nursery.cancel_scope.cancel()
+
+
 async def test_what_was_claimed_under_a_lost_lease_is_not_sent(autojump_clock: MockClock) -> None:
     """The node has a lease again, but the claim is from before."""
     async with open_line() as line, trio.open_nursery() as nursery:
@@ -972,6 +1030,22 @@ async def test_over_a_dead_connection_it_is_the_same_attempt(
         assert len(line.wire.sent) == 11
         assert line.senders.busy == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_others_have_their_turn_while_many_are_begun(autojump_clock: MockClock) -> None:
+    """Answers are read, and requests taken in, between some attempts and the next."""
+    async with open_line(concurrency=1024, window_initial=256) as line:
+        line.wire.answers["a"] = Answer(after=1)
+        ids = await line.submit(count=200)
+        seen: list[int] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(line.senders.run)
+            while line.senders.busy < len(ids):
+                await trio.lowlevel.checkpoint()
+                seen.append(line.senders.busy)
+            nursery.cancel_scope.cancel()
+        # Of two tasks that are ready one may come last, and then first: two turns of 32.
+        assert max(after - before for before, after in pairwise([0, *seen])) <= 64
 
 
 async def test_more_concurrency_counts_at_once(autojump_clock: MockClock) -> None:

@@ -1,6 +1,6 @@
 """Contract 6.2, 6.3: which secret signs an attempt, and what headers come of it."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -19,8 +19,10 @@ from primeflowd.instants import SECOND, Micros
 from primeflowd.keyring import Keyring, bound_to_secret
 from primeflowd.model import Delivery, SigningSecret
 from primeflowd.plugins import Plugins
-from primeflowd.signing import Signatures, SigningFailed
+from primeflowd.signed_headers import SigningFailed
+from primeflowd.signing import Signatures
 from primeflowd.testing.factories import make_delivery
+from tests.network import pairs
 
 T = TypeVar("T")
 RING = Keyring(bytes(32))
@@ -85,6 +87,13 @@ class Saying:
         return self._headers  # type: ignore[return-value]  # a plugin may break the contract
 
 
+class Stumbling:
+    """What raises when it is looked into."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("hunter2")
+
+
 def delivery(pinned: str | None = None, org_id: str = "acme") -> Delivery:
     return make_delivery(
         id="01920000-0000-7000-8000-00000000d001",
@@ -147,13 +156,13 @@ def built_in(*names: str) -> tuple[Signer, ...]:
 
 async def test_6_3_an_org_without_a_secret_sends_unsigned(storage: Watched) -> None:
     signed = await signatures(storage, Plain()).sign(delivery(), "a", BODY)
-    assert (signed.headers, signed.secret_id) == ((), None)
+    assert (pairs(signed.lines), signed.secret_id) == ((), None)
 
 
 async def test_6_3_an_org_whose_secrets_are_all_disabled_sends_unsigned(storage: Watched) -> None:
     await put(storage, secret("s1", disabled_at=5))
     signed = await signatures(storage, Plain()).sign(delivery("s1"), "a", BODY)
-    assert (signed.headers, signed.secret_id) == ((), None)
+    assert (pairs(signed.lines), signed.secret_id) == ((), None)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,7 @@ async def test_6_3_the_pinned_one_first_else_the_current_one(
         secret("theirs", "theirs", org_id="globex", is_current=True),
     )
     signed = await signatures(storage, Plain()).sign(delivery(pinned), "a", BODY)
-    assert signed.headers == (("X-Secrets", order),)
+    assert pairs(signed.lines) == (("X-Secrets", order),)
     assert signed.secret_id == order.split()[0]
 
 
@@ -205,7 +214,7 @@ async def test_6_2_what_a_signer_is_given(storage: Watched, mock_clock: MockCloc
 async def test_without_signers_nothing_is_signed_or_read(storage: Watched) -> None:
     await put(storage, secret("s1", is_current=True))
     signed = await signatures(storage).sign(delivery("s1"), "a", BODY)
-    assert (signed.headers, signed.secret_id) == ((), None)
+    assert (pairs(signed.lines), signed.secret_id) == ((), None)
     assert storage.reads == 0
 
 
@@ -220,13 +229,13 @@ async def test_6_2_all_built_in_signers_at_once(storage: Watched) -> None:
     signed = await Signatures(storage, RING, signers, SystemClock()).sign(
         delivery("old"), "a", BODY
     )
-    assert [name for name, _ in signed.headers] == [
+    assert [name for name, _ in pairs(signed.lines)] == [
         "webhook-id",
         "webhook-timestamp",
         "webhook-signature",
         "Primeflow-Signature",
     ]
-    headers = dict(signed.headers)
+    headers = dict(pairs(signed.lines))
     kinds = [text.split(",")[0] for text in headers["webhook-signature"].split(" ")]
     assert kinds == ["v1", "v1", "v1a", "v1a"]
     for plain in (old, new):
@@ -242,7 +251,7 @@ async def test_headers_of_different_signers_stand_side_by_side(storage: Watched)
         Saying([("webhook-signature", "v9,two"), ("webhook-signature", "v9,three")]),
     )
     signed = await signing.sign(delivery(), "a", BODY)
-    assert signed.headers == (
+    assert pairs(signed.lines) == (
         ("X-One", "1"),
         ("X-Same", "s"),
         ("X-Empty", ""),
@@ -250,6 +259,22 @@ async def test_headers_of_different_signers_stand_side_by_side(storage: Watched)
     )
 
 
+async def test_a_name_may_have_any_character_that_names_have(storage: Watched) -> None:
+    await put(storage, secret("s1", is_current=True))
+    name = "!#$%s&'*+.^_`|~09azAZ-"
+    for signers in ([Saying([(name, "%s")])], [Saying([(name, "%s")]), Saying([(name, "%s")])]):
+        signed = await signatures(storage, *signers).sign(delivery(), "a", BODY)
+        assert pairs(signed.lines) == ((name, "%s"),)
+
+
+async def test_signers_that_add_nothing(storage: Watched) -> None:
+    """6.3: the attempt counts as signed all the same."""
+    await put(storage, secret("s1", is_current=True))
+    signed = await signatures(storage, Saying([]), Saying(iter(()))).sign(delivery(), "a", BODY)
+    assert (signed.lines, signed.secret_id) == ("", "s1")
+
+
+@pytest.mark.parametrize("beside", [Plain(), Saying([]), Saying([("X-Twice", "0")] * 2)])
 @pytest.mark.parametrize(
     "headers",
     [
@@ -257,6 +282,11 @@ async def test_headers_of_different_signers_stand_side_by_side(storage: Watched)
         None,
         5,
         [("X-One",)],
+        [("X-One", "1"), ("X-Two", "1", "2")],
+        [("X-One", "1"), ("X-One",)],
+        [("X-One", "1"), (["X-Two"], "2")],
+        [("X-One", "1"), 5],
+        [Stumbling()],
         ["X-One: 1"],
         [("X-One", "1", "2")],
         [("X One", "1")],
@@ -267,23 +297,26 @@ async def test_headers_of_different_signers_stand_side_by_side(storage: Watched)
         [("X-One", "1\n")],
         [("X-One", "grün")],
         [("X-One", "\t")],
+        [("X-One", "\ud800")],
         [("X-One", 1)],
         [(b"X-One", "1")],
         [("X-One", None)],
         [("Content-Length", "0")],
+        [("Expect", "100-continue")],
         [("HOST", "example.org")],
         [("primeflow-attempt", "9")],
         [("X-One", "1"), ("x-one", "2")],
     ],
 )
 async def test_6_2_a_faulty_signer_fails_the_attempt_and_is_named(
-    storage: Watched, headers: object
+    storage: Watched, headers: object, beside: Signer
 ) -> None:
+    """Whether all else is as it always is, or is looked at one by one anyway."""
     await put(storage, secret("s1", is_current=True))
-    signing = signatures(storage, Plain(), Saying(headers))
-    with pytest.raises(SigningFailed, match=r"^acme: ") as caught:
+    signing = signatures(storage, beside, Saying(headers, "globex"))
+    with pytest.raises(SigningFailed, match=r"^globex: ") as caught:
         await signing.sign(delivery(), "a", BODY)
-    assert caught.value.name == "acme"
+    assert caught.value.name == "globex"
     assert "hunter2" not in str(caught.value)
     assert "plain of s1" not in str(caught.value)
     await signing.flush_last_used()
@@ -345,16 +378,16 @@ async def test_one_attempt_reads_ahead_while_others_go_on(
     signing = signatures(storage, Plain())
     await signing.sign(delivery(), "a", BODY)
     mock_clock.jump(0.8)
-    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is None
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time(), 0) is None
     storage.gate = trio.Event()
     nursery.start_soon(signing.sign, delivery(), "a", BODY)
     await trio.testing.wait_all_tasks_blocked()
-    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is not None
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time(), 0) is not None
     mock_clock.jump(0.2)
-    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is None
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time(), 0) is None
     storage.gate.set()
     await trio.testing.wait_all_tasks_blocked()
-    assert signing.sign_now(delivery(), "a", BODY, trio.current_time()) is not None
+    assert signing.sign_now(delivery(), "a", BODY, trio.current_time(), 0) is not None
     assert storage.reads == 2
 
 

@@ -26,7 +26,7 @@ from primeflowd.hookspecs import SigningRequest
 from primeflowd.instants import SECOND
 from primeflowd.model import new_id
 from primeflowd.plugins import Plugins
-from primeflowd.transport import Request, encode
+from primeflowd.request_head import Request, encode, header_lines
 
 _ANSWER_SHOWN = 500
 
@@ -165,7 +165,8 @@ async def _exchange(connector: Connector, target: Target, body: bytes, trip: Tri
         if target.scheme == "https":
             trip.tls = f"certificate verified for {target.host}"
         began = time.perf_counter()
-        await connection.exchange(encode(Request(target, tuple(trip.headers.items()), body)))
+        lines = header_lines(trip.headers.items())
+        await connection.exchange(encode(Request(target, lines, body)))
         trip.answer_ms = _since(began)
         trip.status_code = connection.response.status
         trip.answer = connection.response.body.decode(errors="replace")
