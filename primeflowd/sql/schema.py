@@ -17,7 +17,7 @@ from primeflowd.errors import SchemaTooNew
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The revision that this primeflowd writes to SQLite."""
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

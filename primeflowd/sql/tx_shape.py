@@ -1,7 +1,9 @@
 """The shape of the queue: how many deliveries wait, by destination and by when they are due.
 
 One pass over the index of what is unclaimed, destination by destination, and one over what nodes
-hold, which is little. Nothing is sorted but the destinations.
+hold, which is little. No row of the table is looked up for the first, whoever's are counted, and
+nothing is sorted but the destinations: a million take some 0.2 s, once the index (100 MB of it) is
+in memory.
 """
 
 from collections.abc import Sequence
@@ -79,7 +81,8 @@ def _each_destination(names: Sequence[str], of_org: bool) -> CTE:
         labelled = [count.label(name) for name, count in zip(names, counts, strict=True)]
         query = select(deliveries.c.destination, *labelled).where(*conditions)
         if of_org:
-            # Not by the index of the org: that has all that it ever sent.
+            # Not by the index of the org: that has all that it ever sent. The one of destinations
+            # has the org beside them.
             query = query.where(hidden(deliveries.c.org_id) == bindparam("org"))
         return query.group_by(deliveries.c.destination)
 

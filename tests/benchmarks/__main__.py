@@ -1,18 +1,19 @@
 """`python -m tests.benchmarks`: what one callback costs, beside what else one would build with.
 
-Without a flag: the comparison, in less than ten minutes, into `results/`. `--growth`, `--purge`
-and `--soak` are measurements of their own. Two cores are needed, and a quiet machine if the figures
-are to mean anything. A run in which a callback is lost or repeated fails, says so, and writes no
-report.
+Without a flag: the comparison, in less than ten minutes, into `results/`. `--growth`, `--purge`,
+`--soak` and `--outbound` are measurements of their own. Two cores are needed, and a quiet machine
+if the figures are to mean anything. A run in which a callback is lost or repeated fails, says so,
+and writes no report.
 """
 
 import argparse
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import compare, growth, purge, report, setup, soak
+from tests.benchmarks import compare, growth, outbound, purge, report, setup, soak
 from tests.benchmarks.rounds import Plan
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,6 +27,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--setup", action="store_true", help="install what contenders need first")
+    kind.add_argument(
+        "--outbound", action="store_true", help="our transport alone, with TLS and without"
+    )
     kind.add_argument("--growth", action="store_true", help="with 0 to 10,000,000 rows of history")
     kind.add_argument(
         "--purge", type=int, nargs="?", const=purge.ROWS, metavar="ROWS",
@@ -67,6 +71,8 @@ def _draw(found: compare.Comparison, path: Path) -> None:
 
 def main() -> None:
     """Parse the command line, measure, write, print."""
+    # A run that is ended by a signal ends its daemons and removes its databases, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = options(sys.argv[1:])
     command = shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
     plan = Plan(given.rounds, given.seconds, given.warm_up)
@@ -77,6 +83,9 @@ def main() -> None:
         return
     if given.purge is not None:
         purge.run(plan, given.purge, given.disk, given.cache, given.output, command)
+        return
+    if given.outbound:
+        outbound.run(plan, given.cache, given.output, command)
         return
     if given.soak is not None:
         soak.run(given.soak, given.disk, given.cache, given.output, command)

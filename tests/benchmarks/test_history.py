@@ -2,12 +2,13 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import sqlalchemy
 
 from primeflowd.model import new_id
 from primeflowd.sql import rows, tables
 from primeflowd.testing.factories import make_attempt, make_batch, make_delivery
-from tests.benchmarks.history import Mark, grow
+from tests.benchmarks.history import Mark, grow, hasten
 
 
 def seeded(directory: Path, delivered: int, waiting: int) -> Path:
@@ -60,6 +61,31 @@ def test_history_is_whole_callbacks_whose_ids_sort_before_new_ones(tmp_path: Pat
     assert [i for i in ids if i != newest] == sorted(i for i in ids if i != newest)
     assert statuses == {"succeeded": 1001, "pending": 500}
     assert due == 500
+
+
+def test_the_file_is_in_wal_mode_again(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(seeded(tmp_path, 1, 0))) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_nothing_can_be_made_of_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "primeflowd.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    tables.metadata.create_all(engine)
+    engine.dispose()
+    with pytest.raises(ValueError, match="no callback to copy"):
+        grow(path, 1, 0, lambda _: None)
+
+
+def test_one_of_the_waiting_can_be_made_due(tmp_path: Path) -> None:
+    path = seeded(tmp_path, 5, 3)
+    hasten(path, "http://127.0.0.1:80", "http://127.0.0.1:80/c/7")
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute(
+            "SELECT destination, callback_url FROM deliveries WHERE status = 'pending'"
+            " AND due_at < unixepoch() * 1000000"
+        ).fetchall()
+    assert found == [("http://127.0.0.1:80", "http://127.0.0.1:80/c/7")]
 
 
 def test_what_was_added_after_a_mark_can_be_taken_out_again(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from primeflowd_postgresql.listener import Listener
 from primeflowd_postgresql.settings import Settings
 from primeflowd_postgresql.watchdog import Watchdog
 
-MIGRATIONS: Final = schema.Migrations(Path(__file__).parent / "migrations", "p0002")
+MIGRATIONS: Final = schema.Migrations(Path(__file__).parent / "migrations", "p0003")
 
 OLDEST: Final = 14
 """The oldest PostgreSQL that is still maintained."""

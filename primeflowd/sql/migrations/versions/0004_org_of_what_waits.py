@@ -1,0 +1,17 @@
+"""The org in the index of what waits by destination, to count an org's from it alone."""
+
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.drop_index("deliveries_due_by_destination", "deliveries")
+    op.execute(
+        "CREATE INDEX deliveries_due_by_destination"
+        " ON deliveries (destination, due_at, id, org_id)"
+        " WHERE status = 'pending' AND claimed_by IS NULL"
+    )
