@@ -90,7 +90,9 @@ def remove(unit: Unit, configured: Configured, destination: str) -> tuple[None, 
     """
     policy = unit.tx.destination_policy(destination)
     if policy is None:
-        raise _configured(destination) if destination in configured else NotFound
+        if destination in configured:
+            raise _configured(destination)
+        raise NotFound(f"{destination} has no policy")
     unit.tx.delete_destination_policy(destination)
     _move_on(unit.tx)
     return None, _turn(policy.disabled_reason, None)

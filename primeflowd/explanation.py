@@ -30,6 +30,7 @@ class DestinationNow(msgspec.Struct, frozen=True):
         window: attempts allowed at once at this moment, 0 while suspended.
         probing: a suspension is over and a single attempt finds out whether it answers again.
         disabled: why an operator, or its failing, has it wait; None where it does not.
+        rate, concurrency: an operator's limits, of attempts a second and at once; 0 for none.
     """
 
     queued: int = 0
@@ -38,6 +39,8 @@ class DestinationNow(msgspec.Struct, frozen=True):
     suspended_until: Micros | None = None
     probing: bool = False
     disabled: str | None = None
+    rate: float = 0.0
+    concurrency: int = 0
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,25 +138,35 @@ def _holds(delivery: Delivery, around: Surroundings, now: Micros) -> Iterator[Ho
         return
     if there.window is not None and there.in_flight >= there.window > 0:
         under_way = f"{there.in_flight} {_plural(there.in_flight, 'attempt is', 'attempts are')}"
-        what = "it is being probed after a suspension" if there.probing else "its window is full"
-        yield Hold("window", f"{delivery.destination}: {what}; {under_way} under way")
+        yield Hold("window", f"{delivery.destination}: {_full(there)}; {under_way} under way")
     elif node is None:
         yield Hold("unclaimed", "no node has claimed it yet: for lack of room, or it is seen to")
     else:
-        yield Hold("turn", f"it waits for its turn among {there.queued} that are due there")
+        turn = f"it waits for its turn among {there.queued} that are due there"
+        limit = f", at an operator's limit of {there.rate:g} per second" if there.rate else ""
+        yield Hold("turn", turn + limit)
+
+
+def _full(there: DestinationNow) -> str:
+    if there.probing:
+        return "it is being probed after a suspension"
+    if there.window == there.concurrency:
+        return f"an operator's limit of {there.concurrency} at once is reached"
+    return "its window is full"
 
 
 def _remedies(delivery: Delivery, holds: Sequence[Hold], around: Surroundings) -> Iterator[str]:
     if around.delivering and delivery.due_at is not None:
         yield "nothing is needed: an attempt is under way at this moment"
     elif delivery.due_at is not None:
-        kinds = {hold.kind: hold for hold in holds}
+        kinds = {hold.kind for hold in holds}
+        ill = next((kind for kind in ("suspended", "disabled") if kind in kinds), None)
         for hold in holds:
-            yield from _remedy(delivery, hold)
+            if hold.kind != "not_due" or not ill:  # its time alone would not help
+                yield from _remedy(delivery, hold)
         if "not_due" in kinds:
-            ill = next((kind for kind in ("suspended", "disabled") if kind in kinds), None)
-            limit = f"but not while the destination is {ill}" if ill else ""
-            yield _and(f"have it attempted now: {_command(delivery, 'attempt-now')}", limit)
+            at_once = f"have it attempted now: {_command(delivery, 'attempt-now')}"
+            yield f"{at_once}, but not while the destination is {ill}" if ill else at_once
     elif around.in_flight is not None:
         yield (
             f"nothing is needed: delivery {around.in_flight.id} of the same batch is in flight; "
@@ -162,6 +175,11 @@ def _remedies(delivery: Delivery, holds: Sequence[Hold], around: Surroundings) -
     else:
         if reason := _MEND.get(delivery.failure_reason):
             yield f"first {reason}"
+        if around.destination.disabled is not None:
+            # What is sent again would wait, too: it may be this failure that has disabled it.
+            name = f"{delivery.destination}, which is disabled ({around.destination.disabled})"
+            command = f"primeflowd destinations enable {delivery.destination}"
+            yield f"first have an operator enable {name}: {command}"
         again = f"send the same bytes again, under {describe_policy(around.policy_now)}"
         yield f"{again}: {_command(delivery, 'redeliver')}"
 
@@ -250,7 +268,12 @@ def met(attempt: Attempt) -> str:
         return f"{attempt.status_code}"
     if attempt.status_code is not None and attempt.failure_reason in ("http_status", "gone"):
         return f"{attempt.status_code}"
-    return f"{attempt.failure_reason}: {attempt.error_message or 'no more is known'}"
+    return in_words(attempt.failure_reason, attempt.error_message or "no more is known")
+
+
+def in_words(reason: str, message: str) -> str:
+    """Why an attempt failed; a message that begins with the reason does not get it twice."""
+    return message if message.startswith(reason) else f"{reason}: {message}"
 
 
 def _waiting(delivery: Delivery, holds: Sequence[Hold], now: Micros) -> str:
@@ -260,10 +283,6 @@ def _waiting(delivery: Delivery, holds: Sequence[Hold], now: Micros) -> str:
         return f"It waits for attempt {delivery.attempt_count + 1}: {reasons}."
     overdue = shown(now - delivery.due_at)
     return f"Attempt {delivery.attempt_count + 1} has been due for {overdue}: {reasons}."
-
-
-def _and(text: str, more: str) -> str:
-    return f"{text}, {more}" if more else text
 
 
 def _time(instant: Micros) -> str:

@@ -57,6 +57,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         waiting, due, sending: held deliveries: in the timer wheel, in the queue of their
             destination, with a sender. `held_limit` bounds all of them.
         senders: how many there are.
+        disabled: destinations that nothing is sent to, for a reason.
         plugin_failures: by plugin and hook.
         removed: rows that were old, by kind. `purged_at`: when the last purge that left nothing
             old began; None before the first.
@@ -73,6 +74,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     held_limit: int
     senders: int
     destinations: Mapping[str, DestinationStatistics]
+    disabled: int
     transport: TransportStatistics
     storage: StorageStatistics
     backlog_limit: int
@@ -92,6 +94,7 @@ def families(reading: Reading) -> Iterator[Family]:
     yield gauge("ready", "1 if the node should get requests.", reading.ready)
     yield from _of_deliveries(reading)
     yield from _of_destinations(reading.destinations, reading.now)
+    yield gauge("destinations_disabled", "Destinations that are disabled.", reading.disabled)
     yield from _of_connections(reading.transport)
     yield from _of_storage(reading)
     yield from _of_plugins(reading)

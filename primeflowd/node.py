@@ -199,7 +199,8 @@ class Node:
 
     def _destination_now(self, name: str) -> DestinationNow:
         known = self.destinations.statistics().get(name)
-        disabled = self.rulebook.waits_because(name)
+        rules = self.rulebook.rules(name)
+        disabled = rules.disabled if rules.shut else None
         if known is None:
             return DestinationNow(disabled=disabled)
         return DestinationNow(
@@ -211,6 +212,8 @@ class Node:
             and name in self.destinations.ill()
             and not self.destinations.is_shut(name),
             disabled=disabled,
+            rate=rules.rate,
+            concurrency=rules.concurrency,
         )
 
     def statistics(self) -> NodeStatistics:
@@ -244,6 +247,7 @@ class Node:
             held_limit=self.config.delivery.active_limit,
             senders=self.config.delivery.concurrency,
             destinations=self.destinations.statistics(),
+            disabled=self.rulebook.disabled(),
             transport=self.transport.statistics(),
             storage=self.storage.statistics(),
             backlog_limit=self.config.storage.max_backlog,

@@ -46,6 +46,7 @@ WRITE_AFTER: Final[Micros] = HOUR
 # Most destinations whose failing is counted and not yet written down.
 _COUNTED: Final = 10_000
 _GONE: Final = "it answered 410"
+_NONE: Final = Rules()
 
 
 class Rulebook:
@@ -113,10 +114,13 @@ class Rulebook:
         elif outcome.ended_at - since >= min(WRITE_AFTER, after // 2):
             self._do(name, lambda tx: self._note(tx, name, since))
 
-    def waits_because(self, destination: str) -> str | None:
-        """Why the deliveries to a destination wait in storage; None where they do not."""
-        rules = self._rules.get(destination)
-        return rules.disabled if rules is not None and rules.shut else None
+    def rules(self, destination: str) -> Rules:
+        """What holds for a destination on this node."""
+        return self._rules.get(destination, _NONE)
+
+    def disabled(self) -> int:
+        """How many destinations are disabled, whatever their deliveries do."""
+        return sum(rules.disabled is not None for rules in self._rules.values())
 
     def changed(self, destination: str, turn: Turn | None) -> None:
         """A policy was changed through this node, or may have been."""

@@ -9,6 +9,7 @@ from primeflowd.explanation import (
     Explanation,
     Surroundings,
     explain,
+    met,
     policy_of,
 )
 from primeflowd.instants import HOUR, MINUTE, SECOND, Micros
@@ -38,6 +39,17 @@ def explained(
 
 def kinds(explanation: Explanation) -> list[str]:
     return [hold.kind for hold in explanation.held_back_by]
+
+
+def test_what_an_attempt_met_is_said_once() -> None:
+    """5.5: the message of one that was cut short says interrupted by itself."""
+
+    def told(reason: str, message: str | None) -> str:
+        return met(make_attempt(status_code=None, failure_reason=reason, error_message=message))
+
+    assert told("interrupted", "interrupted: a drain") == "interrupted: a drain"
+    assert told("interrupted", None) == "interrupted: no more is known"
+    assert told("timeout", "no answer within 5s") == "timeout: no answer within 5s"
 
 
 def test_not_due() -> None:
@@ -74,6 +86,9 @@ def test_of_a_disabled_destination_it_says_why_and_who_can_help() -> None:
     )
     later = explained(make_delivery(due_at=NOW + HOUR), destination=disabled)
     assert kinds(later) == ["not_due", "disabled"]
+    # Its time alone makes nothing go.
+    assert later.would_go[0] == found.would_go[0]
+    assert not any(each.startswith("wait") for each in later.would_go)
     assert any("not while the destination is disabled" in each for each in later.would_go)
 
 
@@ -86,6 +101,14 @@ def test_held_back_by_its_destination() -> None:
     assert "probed" in explained(delivery, destination=probed).held_back_by[0].text
     free = DestinationNow(queued=4, in_flight=4, window=5)
     assert kinds(explained(delivery, destination=free)) == ["turn"]
+    slow = explained(delivery, destination=replace(free, rate=0.5)).summary
+    assert "its turn among 4 that are due there, at an operator's limit of 0.5 per second" in slow
+    capped = DestinationNow(queued=4, in_flight=2, window=2, concurrency=2)
+    assert "an operator's limit of 2 at once is reached" in (
+        explained(delivery, destination=capped).summary
+    )
+    narrow = explained(delivery, destination=replace(capped, concurrency=3)).summary
+    assert "its window is full; 2 attempts are under way" in narrow
     ill = DestinationNow(queued=4, window=0, suspended_until=NOW + SECOND)
     found = explained(delivery, destination=ill)
     assert kinds(found) == ["suspended"]
@@ -143,6 +166,10 @@ def test_failed_with_retries_left() -> None:
     assert "3 more attempts were allowed, but this is final" in found.summary
     assert found.would_go[0].startswith("first make sure")
     assert "callback-redeliveries" in found.would_go[1]
+    shut = DestinationNow(disabled="it answered 410")
+    found = explained(ended("failed", "gone", 1), gone, destination=shut)
+    enabling = "which is disabled (it answered 410): primeflowd destinations enable"
+    assert enabling in found.would_go[1]
     found = explained(ended("failed", "cancelled", 3))
     assert "1 more attempt was allowed, but it was cancelled" in found.summary
     found = explained(ended("failed", "timeout", 4))

@@ -40,6 +40,7 @@ def reading(**changes: Any) -> Reading:
         "held_limit": 20_000,
         "senders": 64,
         "destinations": {"https://a.example:443": IDLE},
+        "disabled": 2,
         "transport": TransportStatistics(open=5, idle=3, connects=7, reuses=9),
         "storage": StorageStatistics(
             healthy=True,
@@ -88,6 +89,7 @@ def test_plain_numbers() -> None:
         "senders_busy": 1,
         "destinations": 1,
         "destinations_suspended": 0,
+        "destinations_disabled": 2,
         "connects_total": 7,
         "connection_reuses_total": 9,
         "storage_healthy": 1,

@@ -92,7 +92,8 @@ def org_of(key: ApiKey, headers: Fields, *, must_be_named: bool = False) -> str:
     if (must_be_named and ORG_HEADERS[0] not in headers) or (
         not named and key.org_id == OPERATOR_ORG
     ):
-        raise InvalidRequest("org_id_required", "name the org in the header X-Org-Id")
+        own = None if key.org_id == OPERATOR_ORG else {"org_id": key.org_id}
+        raise InvalidRequest("org_id_required", "name the org in the header X-Org-Id", own)
     if not named:
         return key.org_id
     if len(named) > 1:

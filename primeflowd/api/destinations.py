@@ -95,7 +95,7 @@ async def get(call: Call) -> Answer:
     policy = await call.services.storage.read(partial(_find, destination))
     if policy is None:
         if destination not in call.services.config.destinations:
-            raise NotFound
+            raise NotFound(f"{destination} has no policy")
         policy = policies.empty(destination, 0)
     return shapes.answer(200, _of(call, policy))
 

@@ -25,7 +25,7 @@ async def reload(call: Call) -> Answer:
         try:
             return await call.services.reload()
         except OperatorError as error:
-            raise Rejected(422, "reload_failed", str(error)) from error
+            raise Rejected(422, "reload_failed", f"{error}; nothing has changed") from error
 
     return await idempotency.act(call, act, _answer)
 

@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from primeflowd import __version__
+from primeflowd.cli.whole_help import WholeHelp
 
 _COMMANDS: Final = {
     "run": "primeflowd.cli.run:run",
@@ -35,7 +36,7 @@ _COMMANDS: Final = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(WholeHelp):
     """Imports a command when it is named: `--version` and typing errors need not load Trio."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -9,9 +9,10 @@ from primeflowd.cli.client import Api, decoded, with_api
 from primeflowd.cli.deliveries import print_deliveries
 from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json
+from primeflowd.cli.whole_help import WholeHelp
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def batches() -> None:
     """Look at batches."""
 

@@ -1,7 +1,8 @@
 """Where commands ask the running daemon's API: its address, the key, and what it refuses.
 
 Whatever is refused, or keeps an answer from coming, is an OperatorError: one line, exit code 1.
-Waits for at most 30 s at a time. Nothing is sent twice.
+Waits for at most 30 s at a time. Nothing is sent twice, but for what was refused only because it
+has to name the org (contract 2.3): the key's own is named then.
 """
 
 import functools
@@ -17,9 +18,9 @@ import msgspec
 from primeflowd import __version__
 from primeflowd.access_keys import looks_like_key
 from primeflowd.api.auth import ORG_HEADERS
-from primeflowd.cli.options import config_option, load_config
-from primeflowd.config import Config, parse_bind
-from primeflowd.errors import OperatorError
+from primeflowd.cli.options import config_option, load_bind
+from primeflowd.config import parse_bind
+from primeflowd.errors import ConfigError, OperatorError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,8 +84,19 @@ class Api:
         self._client.close()
 
     def _ask(self, method: str, path: str, query: Mapping[str, object], body: object) -> bytes:
+        answer = self._request(method, path, query, body)
+        if (own := _org_to_name(answer)) is not None:
+            self._client.headers[ORG_HEADERS[0]] = own
+            answer = self._request(method, path, query, body)
+        if not answer.is_success:
+            raise OperatorError(_refusal(self.url, answer))
+        return answer.content
+
+    def _request(
+        self, method: str, path: str, query: Mapping[str, object], body: object
+    ) -> httpx.Response:
         try:
-            answer = self._client.request(
+            return self._client.request(
                 method,
                 self.url + path,
                 params={name: str(value) for name, value in query.items() if value is not None},
@@ -97,9 +109,6 @@ class Api:
                 f"{self.url}: the daemon's API cannot be reached: {error}; is it running? --url "
                 "names another address"
             ) from error
-        if not answer.is_success:
-            raise OperatorError(_refusal(self.url, answer))
-        return answer.content
 
 
 def with_api(command: Callable[Concatenate[Api, P], None]) -> Callable[..., None]:
@@ -155,7 +164,7 @@ def _open(
     plain = _key(key, key_file)
     if org is not None and (not org or not org.isprintable()):
         raise OperatorError("--org: expected 1 to 128 printable characters")
-    place = _configured(load_config(config)[0]) if url is None else url.rstrip("/")
+    place = _configured(config) if url is None else url.rstrip("/")
     return Api(place, plain, org, by_proxy=url is not None)
 
 
@@ -178,21 +187,48 @@ def _key(given: str | None, file: Path | None) -> str:
     return given.strip()
 
 
-def _configured(config: Config) -> str:
-    host, port = parse_bind(config.api.bind)
+def _configured(config: Path | None) -> str:
+    try:
+        host, port = parse_bind(load_bind(config))
+    except ConfigError as error:
+        raise OperatorError(
+            f"{error}; no daemon was asked: --url names it without a file"
+        ) from error
     if not port:
         raise OperatorError("[api] bind leaves the port to the system: name the address by --url")
     host = _ANY_ADDRESS.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _refusal(url: str, answer: httpx.Response) -> str:
+class Problem(msgspec.Struct, frozen=True):
+    """What the API refuses with (contract 2.5)."""
+
+    code: str
+    message: str
+    details: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def _problem(answer: httpx.Response) -> Problem | None:
+    """None: a proxy's answer, say."""
     try:
-        problem = msgspec.json.decode(answer.content, type=dict[str, Any])
-        code, message = str(problem["code"]), str(problem["message"])
-    except (msgspec.MsgspecError, KeyError):
+        return msgspec.json.decode(answer.content, type=Problem)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _org_to_name(answer: httpx.Response) -> str | None:
+    """The key's own org, where the request was refused for not naming it."""
+    if answer.status_code != 400 or (problem := _problem(answer)) is None:
+        return None
+    return problem.details.get("org_id") if problem.code == "org_id_required" else None
+
+
+def _refusal(url: str, answer: httpx.Response) -> str:
+    problem = _problem(answer)
+    if problem is None:
         return f"{url}: answered {answer.status_code}, and not as a primeflowd does"
-    if code == "org_id_required":
+    message = problem.message
+    if problem.code == "org_id_required":
         message = "name the org, by --org or $PRIMEFLOWD_ORG"
     request = answer.headers.get("X-Request-Id", "-")
-    return f"{message} ({answer.status_code} {code}, request {request})"
+    return f"{message} ({answer.status_code} {problem.code}, request {request})"

@@ -10,6 +10,7 @@ import msgspec
 from primeflowd.cli.client import Api, decoded, with_api
 from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json, print_json_rows, print_table, when
+from primeflowd.cli.whole_help import WholeHelp
 from primeflowd.durations import InvalidDuration, parse
 from primeflowd.errors import OperatorError
 from primeflowd.instants import Micros, from_datetime, rfc3339
@@ -26,7 +27,7 @@ destination_option: Final = click.option(
 )
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def deliveries() -> None:
     """List deliveries; attempt, send again or cancel them."""
 
@@ -85,7 +86,8 @@ def show(api: Api, delivery: str, as_json: bool) -> None:
     found = decoded(answer)
     for name, value in found.items():
         if name not in ("payload", "payload_bytes", "attempts") and value is not None:
-            click.echo(f"{name + ':':21}{value}")
+            told = str(value).lower() if isinstance(value, bool) else value
+            click.echo(f"{name + ':':21}{told}")
     click.echo(f"{'payload_bytes:':21}{found['payload_bytes']}")
     if found["attempts"]:
         click.echo()

@@ -8,13 +8,14 @@ import click
 from primeflowd.cli.client import Api, decoded, with_api
 from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json, print_json_rows, print_table, when
+from primeflowd.cli.whole_help import WholeHelp
 from primeflowd.errors import OperatorError
 
 _LIST: Final = "/v1/destinations"
 _PATH: Final = f"{_LIST}/policy"
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def destinations() -> None:
     """Limit destinations, give them headers, disable and enable them.
 
@@ -38,9 +39,9 @@ def list_destinations(api: Api, as_json: bool) -> None:
             (
                 each["destination"],
                 _state(each),
-                f"{each['rate']:g}/s" if each["rate"] else None,
+                _rate(each),
                 each["concurrency"] or None,
-                each["timeout"] if each["timeout"] != "0s" else None,
+                _span(each["timeout"]),
                 each["source"],
                 each["disabled_reason"],
             )
@@ -55,7 +56,7 @@ def list_destinations(api: Api, as_json: bool) -> None:
 @json_option
 @with_api
 def show(api: Api, destination: str, as_json: bool) -> None:
-    """Show the policy of a destination; of headers the names."""
+    """Show the policy of a destination, of headers the names; - is what holds for all."""
     _print(api.get(_PATH, destination=destination), as_json)
 
 
@@ -152,11 +153,23 @@ def _print(answer: bytes, as_json: bool) -> None:
     rows = [("state", _state(found)), ("disabled because", found["disabled_reason"])]
     rows += [("since", when(found["disabled_at"] or found["failing_since"]))]
     rows += [("headers", ", ".join(found["headers"]) or None)]
-    names = ("rate", "burst", "concurrency", "timeout", "while_disabled")
-    rows += [(name.replace("_", " "), found[name]) for name in names]
+    # Without a rate the usual burst says nothing; another was set by somebody.
+    burst = found["burst"] if found["rate"] or found["burst"] != 1 else None
+    rows += [("rate", _rate(found)), ("burst", burst)]
+    rows += [("concurrency", found["concurrency"] or None), ("timeout", _span(found["timeout"]))]
+    rows += [("while disabled", found["while_disabled"])]
     rows += [("disable when gone", "yes" if found["disable_when_gone"] else "no")]
-    rows += [("disable after", found["disable_after"]), ("source", found["source"])]
+    rows += [("disable after", _span(found["disable_after"])), ("source", found["source"])]
     print_table((found["destination"], ""), rows)
+
+
+def _rate(policy: dict[str, Any]) -> str | None:
+    """None, as for each limit, where there is none of its own: the API's 0."""
+    return f"{policy['rate']:g}/s" if policy["rate"] else None
+
+
+def _span(duration: str) -> str | None:
+    return duration if duration != "0s" else None
 
 
 def _state(policy: dict[str, Any]) -> str:

@@ -1,17 +1,16 @@
 """`keys`: API keys, made and revoked in storage, while a daemon runs or before it ever did."""
 
 import json
-import sys
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from primeflowd import access_keys
 from primeflowd.cli.options import config_option, load_config
+from primeflowd.cli.output import print_table, when
 from primeflowd.cli.visit import visit
+from primeflowd.cli.whole_help import WholeHelp
 from primeflowd.clock import SystemClock
 from primeflowd.errors import OperatorError
 from primeflowd.hookspecs import Tx
@@ -19,7 +18,7 @@ from primeflowd.instants import rfc3339
 from primeflowd.model import ApiKey
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def keys() -> None:
     """Make, list and revoke API keys."""
 
@@ -80,20 +79,18 @@ def _as_json(key: ApiKey) -> dict[str, object]:
 
 
 def _print_table(found: list[ApiKey]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("ID", "ORG", "KEY", "SCOPES", "LABEL", "CREATED", "REVOKED"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "ID")
-    for key in found:
-        row = _as_json(key)
-        table.add_row(
-            key.id,
-            key.org_id,
-            key.key_prefix + "…",
-            " ".join(key.scopes),
-            key.label or "",
-            str(row["created_at"]),
-            str(row["revoked_at"] or ""),
-        )
-    # A pipe gets lines for grep, not a table folded to a screen that is not there.
-    width = None if sys.stdout.isatty() else 250
-    Console(width=width, markup=False, highlight=False).print(table)
+    print_table(
+        ("ID", "ORG", "KEY", "SCOPES", "LABEL", "CREATED", "REVOKED"),
+        [
+            (
+                key.id,
+                key.org_id,
+                key.key_prefix + "…",
+                " ".join(key.scopes),
+                key.label,
+                when(rfc3339(key.created_at)),
+                None if key.revoked_at is None else when(rfc3339(key.revoked_at)),
+            )
+            for key in found
+        ],
+    )

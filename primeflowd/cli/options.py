@@ -31,10 +31,20 @@ def load_config(given: Path | None) -> tuple[Config, str]:
     Raises:
         ConfigError: the file cannot be read or holds a setting that is not allowed.
     """
-    path = given or next(filter(_is_there, config.DEFAULT_PATHS), None)
+    path = _found(given)
     if path is None:
         return Config(), BUILT_IN
     return config.load(path), str(path)
+
+
+def load_bind(given: Path | None) -> str:
+    """`[api] bind` of the same file, which need be right in nothing else.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or this one setting is not allowed.
+    """
+    path = _found(given)
+    return Config().api.bind if path is None else config.bind_in(path)
 
 
 def load_again(origin: str) -> Config:
@@ -45,6 +55,10 @@ def load_again(origin: str) -> Config:
         ConfigError: as load_config.
     """
     return load_config(None if origin == BUILT_IN else Path(origin))[0]
+
+
+def _found(given: Path | None) -> Path | None:
+    return given or next(filter(_is_there, config.DEFAULT_PATHS), None)
 
 
 def _is_there(path: Path) -> bool:

@@ -7,12 +7,16 @@ from typing import Final
 
 import click
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from primeflowd.instants import from_datetime, rfc3339
 
 _PIPED_WIDTH: Final = 400
+_FOLDED: Final = 16
+"""A column that may be folded is not made narrower than that."""
+_GAP: Final = 2
 
 
 def print_json(body: bytes) -> None:
@@ -28,19 +32,31 @@ def print_json_rows(rows: Iterable[bytes]) -> None:
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()
 ) -> None:
-    """A table without lines. The columns `numbers` stand to the right; None is shown as `-`."""
+    """A table without lines. The columns `numbers` stand to the right; None is shown as `-`.
+
+    Where even folded columns do not fit the screen, a row is one line, which the terminal folds:
+    Rich would squeeze them to nothing and leave out what is in them.
+    """
+    shown = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    least = natural = -_GAP
     table = Table(box=None, pad_edge=False)
-    for heading in headings:
+    for place, heading in enumerate(headings):
         whole = heading in _WHOLE or heading in numbers
+        width = max(map(cell_len, (heading, *(row[place] for row in shown))))
+        natural += _GAP + width
+        least += _GAP + (width if whole else min(width, _FOLDED))
         table.add_column(
             heading,
             overflow="fold",
             no_wrap=whole,
             justify="right" if heading in numbers else "left",
         )
-    for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    console().print(table)
+    for row in shown:
+        table.add_row(*row)
+    screen = console()
+    if screen.width < least:
+        screen = Console(width=natural, markup=False, highlight=False)
+    screen.print(table)
 
 
 def console() -> Console:
@@ -57,5 +73,18 @@ def when(instant: str | None, *, ahead: bool = False) -> str | None:
     return rfc3339(from_datetime(whole + timedelta(seconds=ahead)))
 
 
-_WHOLE: Final = frozenset({"ID", "STATUS", "STATE", "AT", "CREATED", "NEXT"})
-"""Columns that are read as one word: never folded."""
+_WHOLE: Final = frozenset(
+    {
+        "ID",
+        "STATUS",
+        "STATE",
+        "AT",
+        "CREATED",
+        "NEXT",
+        "ATTEMPTS",
+        "DESTINATION",
+        "LAST USED",
+        "REVOKED",
+    }
+)
+"""Columns that are read, or copied, as one word: never folded."""

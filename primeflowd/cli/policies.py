@@ -7,6 +7,7 @@ import click
 from primeflowd.cli.client import Api, decoded, with_api
 from primeflowd.cli.options import json_option
 from primeflowd.cli.output import print_json, print_table, when
+from primeflowd.cli.whole_help import WholeHelp
 from primeflowd.durations import InvalidDuration, parse_delay, shown
 from primeflowd.errors import OperatorError
 from primeflowd.timetable import waits
@@ -22,7 +23,7 @@ retries_option: Final = click.option(
 )
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def policies() -> None:
     """Look at retry policies, and set them."""
 

@@ -16,8 +16,9 @@ def reload(api: Api, as_json: bool) -> None:
     A file that it refuses changes nothing; the command then says why, and exits with 1. Settings
     that only a restart changes are named. It takes an operator key (--org '*').
 
-    What is reloaded is the daemon's own file; --config says here only where its API is. Of several
-    daemons on one port it is one: send the others SIGHUP, which does the same.
+    What is reloaded is the daemon's own file; --config says here only where its API is, whatever
+    else in it is wrong. Of several daemons on one port it is one: send the others SIGHUP, which
+    does the same.
     """
     answer = api.post("/v1/reload")
     if as_json:

@@ -20,13 +20,14 @@ from primeflowd.cli import signing_secrets
 from primeflowd.cli.master_key import key_file, own_key_file
 from primeflowd.cli.options import config_option, load_config
 from primeflowd.cli.visit import visit
+from primeflowd.cli.whole_help import WholeHelp
 from primeflowd.config import Config, Secrets
 from primeflowd.errors import MasterKeyError, OperatorError, StorageInUse
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.keyring import ENVIRONMENT, Keyring
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def secrets() -> None:
     """Look after signing secrets, and the master key that they are encrypted under."""
 

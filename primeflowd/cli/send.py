@@ -4,6 +4,7 @@ By the daemon's own rules and code: the egress table, the resolver, TLS and time
 configuration. Nothing is stored, and nothing is tried twice.
 """
 
+import ssl
 import time
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,11 @@ from primeflowd.cli.options import config_option, load_config
 from primeflowd.clock import SystemClock
 from primeflowd.config import Config
 from primeflowd.connection import NetworkFailure
-from primeflowd.connector import Connector, SocketAddress, SystemResolver
+from primeflowd.connector import Connector, SocketAddress, SystemResolver, tls_context
 from primeflowd.egress import EgressGuard
 from primeflowd.errors import OperatorError
 from primeflowd.hookspecs import SigningRequest
-from primeflowd.instants import SECOND
+from primeflowd.instants import SECOND, rfc3339
 from primeflowd.model import new_id
 from primeflowd.plugins import Plugins
 from primeflowd.request_head import Request, encode, header_lines
@@ -41,6 +42,7 @@ class Trip(msgspec.Struct):
     connected_to: str | None = None
     connect_ms: float | None = None
     tls: str | None = None
+    tls_ms: float | None = None
     answer_ms: float | None = None
     status_code: int | None = None
     answer: str | None = None
@@ -71,8 +73,8 @@ def send(
 ) -> None:
     """POST one callback to URL, signed as the daemon signs, and show how it went.
 
-    Tells what [delivery.egress] says of each address, how long name lookup, connection and answer
-    took, and what was answered. Exits with 1 unless that is 2xx.
+    Tells what [delivery.egress] says of each address, how long name lookup, connection, TLS and
+    answer took, and what was answered. Exits with 1 unless that is 2xx.
     """
     config, _ = load_config(path)
     try:
@@ -85,7 +87,7 @@ def send(
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(trip), indent=2))
     else:
-        _show(trip)
+        _show(trip, signed=bool(secrets))
     if trip.failure is not None:
         raise OperatorError(trip.failure)
     if trip.status_code is None or not 200 <= trip.status_code < 300:
@@ -149,7 +151,9 @@ async def _go(config: Config, target: Target, body: bytes, trip: Trip) -> None:
 
     with trio.move_on_after(config.delivery.timeout.seconds) as scope:
         try:
-            await _exchange(Connector(config.delivery, guard, resolver), target, body, trip)
+            tls = _noting(tls_context(config.delivery.ca_file), trip)
+            connector = Connector(config.delivery, guard, resolver, tls=tls)
+            await _exchange(connector, target, body, trip)
         except NetworkFailure as error:
             trip.failure = f"{error.reason}: {error.message}"
     if scope.cancelled_caught:
@@ -161,9 +165,7 @@ async def _exchange(connector: Connector, target: Target, body: bytes, trip: Tri
     connection = await connector.connect(target)
     try:
         trip.connected_to = connection.address
-        trip.connect_ms = round(_since(began) - (trip.dns_ms or 0), 1)
-        if target.scheme == "https":
-            trip.tls = f"certificate verified for {target.host}"
+        trip.connect_ms = round(_since(began) - (trip.dns_ms or 0) - (trip.tls_ms or 0), 1)
         began = time.perf_counter()
         lines = header_lines(trip.headers.items())
         await connection.exchange(encode(Request(target, lines, body)))
@@ -174,13 +176,35 @@ async def _exchange(connector: Connector, target: Target, body: bytes, trip: Tri
         connection.close()
 
 
+def _noting(tls: ssl.SSLContext, trip: Trip) -> ssl.SSLContext:
+    """`tls`, which from now on puts down what a handshake came to."""
+    began: float | None = None
+
+    class Noting(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            nonlocal began
+            began = began or time.perf_counter()
+            super().do_handshake(block)  # raises until the other side has had its say
+            trip.tls_ms = _since(began)
+            ends = str((self.getpeercert() or {})["notAfter"])
+            until = rfc3339(int(ssl.cert_time_to_seconds(ends)) * SECOND)
+            trip.tls = f"{self.version()}, certificate for {self.server_hostname} verified, "
+            trip.tls += f"valid until {until}"
+
+    tls.sslsocket_class = Noting
+    return tls
+
+
 def _since(began: float) -> float:
     return round((time.perf_counter() - began) * 1000, 1)
 
 
-def _show(trip: Trip) -> None:
+def _show(trip: Trip, *, signed: bool) -> None:
+    click.echo(f"POST {trip.url}")
     for name, value in trip.headers.items():
         click.echo(f"  {name}: {value}")
+    if not signed:
+        click.echo("unsigned:  no --secret was given")
     lines: list[tuple[str, object]] = [
         ("egress", f"{ip}: {said}") for ip, said in trip.egress.items()
     ]
@@ -188,7 +212,7 @@ def _show(trip: Trip) -> None:
     lines.append(
         ("connected", trip.connected_to and f"{trip.connected_to} in {trip.connect_ms} ms")
     )
-    lines.append(("tls", trip.tls))
+    lines.append(("tls", trip.tls and f"{trip.tls}, in {trip.tls_ms} ms"))
     lines.append(("answered", trip.status_code and f"{trip.status_code} in {trip.answer_ms} ms"))
     for name, told in lines:
         if told is not None:

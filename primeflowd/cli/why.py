@@ -6,6 +6,7 @@ import click
 
 from primeflowd.cli.client import Api, decoded, with_api
 from primeflowd.cli.output import console, print_json, print_table, when
+from primeflowd.explanation import in_words
 
 _TOLD = 60
 
@@ -42,8 +43,7 @@ def _row(step: dict[str, Any]) -> tuple[object, ...]:
     after = f"{step['delay']} (hastened)" if step["hastened"] else step["delay"]
     at = when(step["at"], ahead=attempt is None)
     if attempt is None:
-        planned = f"{at} at the earliest" if step["state"] == "planned" else at
-        return (step["attempt_number"], step["state"], planned, after, None, None)
+        return (step["attempt_number"], step["state"], at, after, None, None)
     return (
         step["attempt_number"],
         step["state"],
@@ -58,6 +58,6 @@ def _met(step: dict[str, Any], attempt: dict[str, Any]) -> str:
     status, reason = attempt["status_code"], step["failure_reason_code"]
     if reason in (None, "http_status"):
         return str(status)
-    words = f"{reason}: {attempt['error_message']}" if attempt["error_message"] else str(reason)
+    words = in_words(reason, attempt["error_message"]) if attempt["error_message"] else str(reason)
     told = words if len(words) <= _TOLD else words[: _TOLD - 1] + "…"
     return told if status is None else f"{status} {told}"

@@ -14,7 +14,13 @@ from primeflowd.config.delivery import (
     DestinationSettings,
     Egress,
 )
-from primeflowd.config.reading import DEFAULT_PATHS, destination_settings, from_mapping, load
+from primeflowd.config.reading import (
+    DEFAULT_PATHS,
+    bind_in,
+    destination_settings,
+    from_mapping,
+    load,
+)
 from primeflowd.config.tables import (
     DESTINATION_TABLE,
     Api,
@@ -49,6 +55,7 @@ __all__ = [
     "Signing",
     "StorageSettings",
     "TracingSettings",
+    "bind_in",
     "destination_settings",
     "from_mapping",
     "load",

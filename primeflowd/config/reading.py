@@ -1,5 +1,6 @@
 """From TOML to a Config. An error names the file, the key's path and what is allowed."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,9 @@ import msgspec
 
 from primeflowd import extra_headers
 from primeflowd.callback_url import destination_of
-from primeflowd.config.checks import check
+from primeflowd.config.checks import check, parse_bind
 from primeflowd.config.delivery import DestinationSettings
-from primeflowd.config.tables import Config, Plugins
+from primeflowd.config.tables import Api, Config, Plugins
 from primeflowd.durations import MAX_DELAY, MIN_DELAY, Duration, InvalidDuration
 from primeflowd.errors import ConfigError
 
@@ -25,6 +26,27 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: unreadable, not TOML, or a setting is unknown or not allowed.
     """
+    return from_mapping(_tables(path), str(path))
+
+
+def bind_in(path: Path) -> str:
+    """`[api] bind` of the file at `path`, whatever else in it is not allowed: who asks a daemon
+    that runs needs no more of its file, and one that was changed and is refused stands there still.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or the address itself is not allowed.
+    """
+    table = _tables(path).get("api", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: api: expected a table")
+    bind = table.get("bind", Api().bind)
+    if not isinstance(bind, str):
+        raise ConfigError(f"{path}: api.bind: expected text in quotes")
+    parse_bind(bind, str(path))
+    return bind
+
+
+def _tables(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -32,10 +54,9 @@ def load(path: Path) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
     try:
-        tables = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    return from_mapping(tables, str(path))
 
 
 def from_mapping(tables: Mapping[str, Any], origin: str = "config") -> Config:
@@ -134,8 +155,22 @@ def _explain(message: str, root: Any = Config) -> str:
     elif what.startswith("Invalid enum value "):
         allowed = ", ".join(f'"{value}"' for value in get_args(_declared(path, root)))
         what = f"expected one of {allowed}, not {what.removeprefix('Invalid enum value ')}"
-    what = what[:1].lower() + what[1:]
+    what = _KIND.sub(lambda found: _IN_WORDS.get(found[1], found[0]), what[:1].lower() + what[1:])
     return f"{path}: {what}" if path else what
+
+
+_KIND: Final = re.compile(r"`([a-z]+)(?: \| null)?`")
+_IN_WORDS: Final = {
+    "array": "a list",
+    "bool": "true or false",
+    "date": "a date",
+    "datetime": "a time",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "text in quotes",
+}
+"""What msgspec calls by the names of Python and JSON, for people who write TOML."""
 
 
 def _declared(path: str, root: Any) -> Any:

@@ -99,6 +99,8 @@ def test_a_table_of_the_file_and_a_410(tmp_path: Path) -> None:
             assert policy["disabled_reason"] == "it answered 410"
             (event,) = eventually(lambda: daemon.events("destination_disabled"))
             assert event["reason"] == "it answered 410"
+            metric = "primeflowd_destinations_disabled 1.0"
+            eventually(lambda: metric in client.get("/metrics").text.splitlines())
             eventually(lambda: not operating.get("/v1/stats").json()["sending"])
             time.sleep(0.2)
             send(client, receiver.url, 3)

@@ -252,6 +252,62 @@ def test_shorter_timeout_counts_for_the_next_attempt(tmp_path: Path) -> None:
             assert daemon.terminate() == 0
 
 
+def test_tables_of_destinations(tmp_path: Path, receiver: ReceiverProcess) -> None:
+    """8: one that is new, changed, refused and gone; what the API had set counts where none is."""
+    daemon = DaemonProcess(tmp_path / "state")
+    key, operator = daemon.create_key(), daemon.create_key("*")
+    name = receiver.url.rpartition("/")[0]
+    setting = f"destinations.{name}"
+    policy = ("/v1/destinations/policy", {"destination": name})
+
+    def table(text: str) -> str:
+        return f'[destinations."{name}"]\n{text}\n'
+
+    def arrived(batch_id: str) -> dict[str, str]:
+        assert ended(client, batch_id)["status_code"] == "succeeded"
+        return receiver.arrivals()[-1].headers
+
+    with (
+        daemon,
+        daemon.client(key) as client,
+        daemon.client(operator) as operating,
+    ):
+        stored = operating.patch(policy[0], params=policy[1], json={"headers": {"X-By": "api"}})
+        assert stored.raise_for_status().json()["source"] == "api"
+        assert arrived(send(client, receiver.url))["x-by"] == "api"
+
+        event = reloaded(daemon, table('headers = { "X-By" = "file" }'))
+        assert (event["changed"], event["needs_restart"]) == ([setting], [])
+        assert arrived(send(client, receiver.url))["x-by"] == "file"
+        assert operating.get(policy[0], params=policy[1]).json()["source"] == "file"
+
+        waits = table('disabled = "moves"')
+        assert reloaded(daemon, waits)["changed"] == [setting]
+        waiting = send(client, receiver.url)
+        for bad, reason in (
+            ("rate = -1", "rate"),
+            ("disabled = 5", "disabled"),
+            ('headers = { "webhook-id" = "1" }', "webhook-id is primeflowd's to set"),
+        ):
+            daemon.configure(table(bad))
+            failed = told(daemon, "reload_failed", hang_up(daemon))
+            assert f'destinations."{name}"' in failed["reason"]
+            assert reason in failed["reason"]
+        assert reloaded(daemon, waits)["changed"] == []
+        explained = client.get(f"/v1/deliveries/{callback(client, waiting)['id']}/explain").json()
+        assert [hold["kind"] for hold in explained["held_back_by"]] == ["disabled"]
+        assert len(receiver.arrivals()) == 2
+
+        daemon.configure(table('disabled = "for good"\nwhile_disabled = "fail"'))
+        assert operating.post("/v1/reload").json()["changed"] == [setting]
+        assert ended(client, waiting)["failure_reason_code"] == "url_not_allowed"
+
+        assert reloaded(daemon, "")["changed"] == [setting]
+        assert arrived(send(client, receiver.url))["x-by"] == "api"
+        assert len(receiver.arrivals()) == 3
+        assert daemon.terminate() == 0
+
+
 def test_what_is_held_and_the_pace_of_recoveries(tmp_path: Path) -> None:
     """8: a wider window onto storage is filled at once; a job under way goes on at the new pace."""
     policy = "[delivery.default_policy]\ndelays = {}\n"
@@ -349,6 +405,17 @@ def test_command(tmp_path: Path) -> None:
         daemon.configure("[drain]\ndeadline = '1s'\n")
         assert desk.told("reload") == "nothing has changed\n"
         daemon.configure("[drain]\ndeadline = 1\n")
-        assert f"{daemon.config}: drain.deadline: expected a duration" in desk.refused("reload")
+        refused = desk.refused("reload")
+        assert f"{daemon.config}: drain.deadline: expected a duration" in refused
+        assert "; nothing has changed (422 reload_failed, " in refused
+        # Found by its own file, which is refused: that is no reason not to ask.
+        port = daemon.url.rpartition(":")[2]
+        daemon.configure(f"[api]\nbind = '127.0.0.1:{port}'\n[drain]\ndeadline = 1\n")
+        words = ("reload", "--config", str(daemon.config))
+        assert "422 reload_failed" in desk.refused(*words, PRIMEFLOWD_API_URL="")
+        daemon.configure("[")
+        unreadable = desk.refused(*words, PRIMEFLOWD_API_URL="")
+        assert "not TOML" in unreadable
+        assert "no daemon was asked" in unreadable
         assert "operator key" in desk.refused("reload", PRIMEFLOWD_API_KEY=other)
         assert daemon.terminate() == 0

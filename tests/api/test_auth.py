@@ -188,6 +188,7 @@ async def test_an_operator_key_must_name_an_org(api: Api) -> None:
     _, operator = await api.make_key("*")
     response = await api.get(BATCHES, key=operator)
     assert problem(response) == (400, "invalid_request", "org_id_required")
+    assert "details" not in response.json()
 
 
 async def test_the_key_s_own_org_is_the_default(api: Api) -> None:

@@ -242,3 +242,5 @@ async def test_x_org_id_is_required_here(api: Api, path: str) -> None:
     for headers in ({}, {"X-Organization-Id": "acme"}):
         response = await api.get(path, key=api.key, headers=headers)
         assert problem(response) == (400, "invalid_request", "org_id_required")
+        # Which one there is to name; of an operator key none.
+        assert response.json()["details"] == {"org_id": "acme"}

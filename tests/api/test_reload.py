@@ -27,7 +27,9 @@ async def test_refused(api: Api) -> None:
     api.reloaded = ConfigError("a.toml: delivery.timeout: expected a duration")
     response = await api.post(PATH, key=key)
     assert problem(response) == (422, "validation_error", "reload_failed")
-    assert response.json()["message"] == "a.toml: delivery.timeout: expected a duration"
+    assert response.json()["message"] == (
+        "a.toml: delivery.timeout: expected a duration; nothing has changed"
+    )
 
 
 async def test_operator_keys_only(api: Api) -> None:

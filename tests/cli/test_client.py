@@ -35,10 +35,12 @@ def test_an_error_of_the_api_is_told_with_its_code(desk: Desk) -> None:
     assert "401 invalid_api_key" in unknown
 
 
-def test_naming_the_org(desk: Desk) -> None:
-    """2.3: A requires it; another org than the key's is refused."""
-    assert "name the org, by --org" in desk.refused("policies", "list")
-    assert desk.run("policies", "list", PRIMEFLOWD_ORG="acme").exit_code == 0
+def test_naming_the_org(desk: Desk, operator: Desk) -> None:
+    """2.3: A requires it; a command names the key's own. Another org than that is refused."""
+    assert desk.json("policies", "list") == desk.json("policies", "list", "--org", "acme")
+    assert desk.json("policies", "set", "--plan", "named", "1s")["org_id"] == "acme"
+    assert "name the org, by --org" in operator.refused("policies", "list")
+    assert "name the org, by --org" in operator.refused("secrets", "list")
     assert "403 forbidden" in desk.refused("policies", "list", "--org", "globex")
     assert "--org: expected" in desk.refused("policies", "list", "--org", "a\nb")
 
@@ -59,6 +61,26 @@ def test_the_address_is_the_configuration_s(desk: Desk, tmp_path: Path) -> None:
     assert desk.run(*words, **environment).exit_code == 0
     config.write_text('[api]\nbind = "127.0.0.1:0"\n')
     assert "--url" in desk.refused(*words, **environment)
+
+
+def test_of_the_configuration_only_the_address_matters(desk: Desk, tmp_path: Path) -> None:
+    """8: a file that the daemon refuses to reload keeps nobody from asking it why, say."""
+    config = tmp_path / "c.toml"
+    port = desk.url.rpartition(":")[2]
+    words = ["deliveries", "list", "--config", str(config)]
+    environment = {"PRIMEFLOWD_API_URL": ""}
+    config.write_text(f'bogus = 1\n[api]\nbind = "127.0.0.1:{port}"\nmax_body = "no"\n')
+    assert desk.run(*words, **environment).exit_code == 0
+    for text, reason in (
+        ("[api", "not TOML"),
+        ("api = 1\n", "api: expected a table"),
+        ("[api]\nbind = 1\n", "api.bind: expected text in quotes"),
+        ("[api]\nbind = 'here'\n", 'api.bind: expected "host:port"'),
+    ):
+        config.write_text(text)
+        told = desk.refused(*words, **environment)
+        assert told.startswith(f"{config}: {reason}")
+        assert told.endswith("; no daemon was asked: --url names it without a file")
 
 
 def test_exit_codes(desk: Desk, primeflowd: Run) -> None:

@@ -47,6 +47,7 @@ def test_the_life_of_a_delivery(desk: Desk, receiver: ReceiverProcess) -> None:
     assert "succeeded at" in explained["summary"]
     shown = desk.told("deliveries", "show", delivery)
     assert "status_code:         succeeded" in shown
+    assert "is_automatic:        true" in shown
     assert "503" in shown
     assert desk.json("deliveries", "show", delivery)["id"] == delivery
 

@@ -7,6 +7,24 @@ from tests.cli.api_commands import Desk
 NAME = "https://cli.example"
 
 
+def limits(shown: str) -> dict[str, str]:
+    """The limits of a policy as people are shown them."""
+    rows = (line.split() for line in shown.splitlines())
+    names = ("rate", "burst", "concurrency", "timeout")
+    return {row[0]: row[1] for row in rows if row[0] in names}
+
+
+def test_what_is_not_set_is_a_dash(operator: Desk) -> None:
+    """Not the API's 0, which reads as if nothing might be sent."""
+    other = "https://unset.example"
+    told = operator.told("destinations", "disable", other, "--reason", "moves")
+    assert limits(told) == dict.fromkeys(("rate", "burst", "concurrency", "timeout"), "-")
+    assert "0.0" not in told
+    assert "0s" not in told
+    assert limits(operator.told("destinations", "set", other, "--burst", "3"))["burst"] == "3"
+    operator.told("destinations", "forget", other)
+
+
 def test_set_show_disable_enable_forget(operator: Desk, tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("s3cret\n")
@@ -15,12 +33,14 @@ def test_set_show_disable_enable_forget(operator: Desk, tmp_path: Path) -> None:
     assert (found["rate"], found["burst"], found["timeout"]) == (5, 2, "3s")
     assert (found["headers"], found["disable_when_gone"]) == (["X-Token"], True)
     assert operator.json("destinations", "set", NAME, "--timeout", "-")["timeout"] == "0s"
+    shown = limits(operator.told("destinations", "show", NAME))
+    assert shown == {"rate": "5/s", "burst": "2", "concurrency": "-", "timeout": "-"}
     disabled = operator.told(
         "destinations", "disable", NAME, "--reason", "moves", "--while-disabled", "fail"
     )
     assert "disabled because" in disabled
-    shown = operator.json("destinations", "show", NAME)
-    assert (shown["disabled_reason"], shown["while_disabled"]) == ("moves", "fail")
+    found = operator.json("destinations", "show", NAME)
+    assert (found["disabled_reason"], found["while_disabled"]) == ("moves", "fail")
     listed = operator.told("destinations", "list")
     assert "https://cli.example:443" in listed
     assert "disabled" in listed
@@ -31,7 +51,9 @@ def test_set_show_disable_enable_forget(operator: Desk, tmp_path: Path) -> None:
     )
     assert (found["headers"], found["disable_when_gone"]) == ([], False)
     assert "no policy" in operator.told("destinations", "forget", NAME)
-    assert "404 not_found" in operator.refused("destinations", "show", NAME)
+    for word in ("show", "forget"):
+        refused = operator.refused("destinations", word, NAME)
+        assert refused.startswith(f"{NAME}:443 has no policy (404 not_found, ")
     assert operator.json("destinations", "list") == []
 
 

@@ -74,6 +74,8 @@ def test_table_has_a_line_for_each_key(primeflowd: Run) -> None:
     assert heading.split() == ["ID", "ORG", "KEY", "SCOPES", "LABEL", "CREATED", "REVOKED"]
     assert "[bold]night job[/bold]" in row
     assert str(listed(primeflowd)[0]["id"]) in row
+    # As in the other tables: times to the second, a dash for what is not there.
+    assert re.search(r" \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  - *$", row)
 
 
 def test_revoke_takes_an_id(primeflowd: Run) -> None:

@@ -1,6 +1,7 @@
 """`send` to `listen`: signed by the one, verified by the other (contract 6.2, section 7)."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from primeflowd.instants import SECOND
 from primeflowd.plain_secret import generate
 from primeflowd.testing.factories import NOW
 from tests.cli.conftest import Run
+from tests.network import Authority
 
 BODY = b'{"n":1.0}'
 
@@ -89,3 +91,41 @@ def test_send_and_listen(primeflowd: Run, environment: dict[str, str], tmp_path:
     assert (first["body"].encode(), first["answered"]) == (BODY, 200)
     assert set(first["signatures"].values()) == {"genuine"}
     assert (second["signatures"], second["answered"]) == ({}, 401)
+
+
+def test_send_by_tls(primeflowd: Run, tmp_path: Path) -> None:
+    """7: verified by the bundle of the configuration; what the handshake came to is told."""
+    authority = Authority(tmp_path)
+    authority.write_server(tmp_path / "its.pem", "localhost")
+    (tmp_path / "body").write_bytes(BODY)
+    settings = '[delivery.egress]\nallow = ["127.0.0.0/8", "::1/128"]\n'
+    receiver = [sys.executable, "-m", "primeflowd.testing.receiver", "--port", "0"]
+    with subprocess.Popen(
+        [*receiver, "--tls", tmp_path / "its.pem"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = f"https://localhost:{int(process.stdout.readline())}/"
+            (tmp_path / "primeflowd.toml").write_text(settings)
+            refused = primeflowd("send", url, "--payload", "body")
+            assert refused.returncode == 1
+            assert "tls_error: TLS with localhost failed: certificate refused" in refused.stderr
+            assert "\ntls:" not in refused.stdout
+            bundle = f'[delivery]\nca_file = "{authority.ca_file}"\n'
+            (tmp_path / "primeflowd.toml").write_text(settings + bundle)
+            done = primeflowd("send", url, "--payload", "body")
+            trip = json.loads(primeflowd("send", url, "--payload", "body", "--json").stdout)
+        finally:
+            process.kill()
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    assert first == f"POST {url}"
+    assert "unsigned:  no --secret was given" in lines
+    [tls] = [line for line in lines if line.startswith("tls:")]
+    assert re.fullmatch(
+        r"tls: +TLSv1\.[23], certificate for localhost verified, valid until \S+Z, in [0-9.]+ ms",
+        tls,
+    )
+    assert trip["tls"].startswith("TLSv1.")
+    assert trip["tls_ms"] > 0
+    assert trip["connect_ms"] >= 0

@@ -49,6 +49,13 @@ def test_help_names_every_command(primeflowd: Run) -> None:
         assert f"\n  {name} " in done.stdout
 
 
+@pytest.mark.parametrize("words", [[], ["deliveries"], ["destinations"], ["secrets"], ["keys"]])
+def test_help_says_of_each_command_a_whole_sentence(primeflowd: Run, words: list[str]) -> None:
+    told = primeflowd(*words, "--help").stdout
+    assert "..." not in told.partition("Commands:")[2]
+    assert max(map(len, told.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     "words", [["nonsense"], ["run", "--nonsense"], ["keys", "create"], ["keys", "revoke"]]
 )
