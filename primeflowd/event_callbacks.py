@@ -37,7 +37,7 @@ from primeflowd.events import (
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import Micros
 from primeflowd.model import Batch, Delivery, new_id
-from primeflowd.redelivery import Alike, make_delivery
+from primeflowd.redelivery import make_delivery
 from primeflowd.unit import Unit
 
 log = structlog.get_logger()
@@ -210,12 +210,11 @@ class EventCallbacks:
         # Unclaimed: whoever has room for them finds them, this node at once.
         unit = Unit(tx, self._clock.now(), self._default_policy, lambda _: None)
         stored = tx.taken_batch_ids([parcel.id for parcel in parcels])
-        alike: Alike = {}
         for parcel in parcels:
             if parcel.id not in stored and _is_true(tx, parcel.event):
                 batch = self._batch(parcel, unit.now)
                 tx.insert_batch(batch)
-                make_delivery(unit, batch, parcel.payload, alike, is_automatic=True)
+                make_delivery(unit, batch, parcel.payload, is_automatic=True)
         return [delivery for delivery, _ in unit.made]
 
     def _batch(self, parcel: _Parcel, now: Micros) -> Batch:

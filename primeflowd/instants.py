@@ -36,6 +36,8 @@ def from_datetime(moment: datetime) -> Micros:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
+# What an answer shows has often happened at one instant.
+@lru_cache(maxsize=64)
 def rfc3339(instant: Micros) -> str:
     """`2026-05-06T10:00:00Z`, or with six digits of fraction where there is one (contract 2.8)."""
     seconds, fraction = divmod(instant, SECOND)

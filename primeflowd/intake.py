@@ -19,7 +19,7 @@ from primeflowd.errors import Draining, Overloaded, StorageUnavailable
 from primeflowd.events import Event
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.model import Delivery
-from primeflowd.unit import Unit
+from primeflowd.unit import Shared, Unit
 
 T = TypeVar("T")
 
@@ -111,14 +111,20 @@ class Intake:
         default_policy = self._default_policy
 
         def function(tx: Tx) -> tuple[T, Unit]:
+            shared = tx.memo.get(Shared)
+            if shared is None or shared.default_policy is not default_policy:
+                shared = tx.memo[Shared] = Shared(self._clock.now(), default_policy)
             unit = Unit(
                 tx=tx,
-                now=self._clock.now(),
+                now=shared.now,
                 default_policy=default_policy,
                 node_for=self._schedule.node_for,
+                patterns=shared.patterns,
+                claims=shared.claims,
             )
             result = operation(unit)
-            self._tell_holders(unit)
+            if unit.dropped or unit.hastened:
+                self._tell_holders(unit)
             return result, unit
 
         committed = self._committed if self._follow is None else self._followed(self._follow())
@@ -143,10 +149,10 @@ class Intake:
     def _committed(self, done: tuple[object, Unit]) -> None:
         _, unit = done
         self.accepted += len(unit.made)
-        self.cancelled += len(unit.dropped)
         if unit.made:
             self._schedule.admit(unit.made)
         for delivery in unit.dropped:
+            self.cancelled += 1
             self._schedule.drop(delivery.id)
         for delivery in unit.hastened:
             self._schedule.hasten(delivery)

@@ -9,7 +9,6 @@ payload is frozen there (4.5).
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import msgspec
 
@@ -18,7 +17,7 @@ from primeflowd.errors import NotFound, Refused, StateRefused
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import Micros
 from primeflowd.model import TERMINAL_BATCH, Batch, BatchStatus, Item, TerminalStatus, new_id
-from primeflowd.redelivery import Alike, make_delivery
+from primeflowd.redelivery import make_delivery
 from primeflowd.unit import Unit
 
 
@@ -52,14 +51,13 @@ def create_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
     """
     if new.id is not None and unit.tx.taken_batch_ids([new.id]):
         raise _batch_exists(new.id)
-    return _insert_batch(unit, org_id, new, {})
+    return _insert_batch(unit, org_id, new)
 
 
 def create_batches(unit: Unit, org_id: str, news: Sequence[NewBatch]) -> list[Batch | Refused]:
     """Register several batches, each standing alone: its batch, or why it was refused."""
     wanted = {new.id for new in news if new.id is not None}
     taken = unit.tx.taken_batch_ids(wanted) if wanted else set()
-    alike: Alike = {}
     results: list[Batch | Refused] = []
     for new in news:
         if new.id is not None and new.id in taken:
@@ -67,7 +65,7 @@ def create_batches(unit: Unit, org_id: str, news: Sequence[NewBatch]) -> list[Ba
             continue
         if new.id is not None:
             taken.add(new.id)
-        results.append(_insert_batch(unit, org_id, new, alike))
+        results.append(_insert_batch(unit, org_id, new))
     return results
 
 
@@ -106,7 +104,7 @@ def cancel_batch(unit: Unit, org_id: str, batch_id: str, reason: str | None) -> 
     return end_batch(unit, batch, "cancelled", None, None), True
 
 
-def _insert_batch(unit: Unit, org_id: str, new: NewBatch, alike: Alike) -> Batch:
+def _insert_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
     now = unit.now
     batch_id = new.id or new_id()
     started_at, completed_at, frozen = new.started_at, None, None
@@ -115,7 +113,7 @@ def _insert_batch(unit: Unit, org_id: str, new: NewBatch, alike: Alike) -> Batch
         if new.callback_url is not None:
             frozen = payload.freeze(
                 batch_id=batch_id,
-                status=cast("TerminalStatus", new.status),
+                status=new.status,
                 output=new.output,
                 metadata=new.metadata,
                 created_at=now,
@@ -146,7 +144,7 @@ def _insert_batch(unit: Unit, org_id: str, new: NewBatch, alike: Alike) -> Batch
     if new.items:
         unit.tx.put_items([_new_item(batch, k, item) for k, item in enumerate(new.items)])
     if frozen is not None:
-        make_delivery(unit, batch, frozen, alike, is_automatic=True)
+        make_delivery(unit, batch, frozen, is_automatic=True)
     return batch
 
 
@@ -204,7 +202,7 @@ def end_batch(
     )
     unit.tx.update_batch(batch)
     if frozen is not None:
-        make_delivery(unit, batch, frozen, {}, is_automatic=True)
+        make_delivery(unit, batch, frozen, is_automatic=True)
     return batch
 
 

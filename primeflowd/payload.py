@@ -14,15 +14,15 @@ from typing import Final
 import msgspec
 
 from primeflowd.instants import MILLISECOND, Micros, to_datetime
-from primeflowd.model import Item, TerminalStatus
+from primeflowd.model import BatchStatus, Item
 
 MAX_DEPTH: Final = 100
 """Arrays and objects within each other; a document of one scalar has depth 0."""
 
 _QUOTE: Final = b'"'
+_NULL: Final = b"null"
 # Brackets become the signed bytes +1 and -1, so that their running sum is the depth.
 _AS_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_DEEPER: Final = b"\x01"
 _NEITHER_STEP_NOR_QUOTE: Final = bytes(set(range(256)) - set(b'[{]}"'))
 
 # Copies tokens as they are spelt, and builds no values.
@@ -48,10 +48,11 @@ def check_document(body: bytes) -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise InvalidJson(f"not UTF-8 at byte {error.start}") from error
-    steps = _plain_quotes(body).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
     # Nearly every body has too few brackets to be too deep, however they are arranged.
-    if steps.count(_DEEPER) > MAX_DEPTH and _depth(steps) > MAX_DEPTH:
-        raise InvalidJson(f"nested deeper than {MAX_DEPTH}")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        steps = _plain_quotes(body).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
+        if _depth(steps) > MAX_DEPTH:
+            raise InvalidJson(f"nested deeper than {MAX_DEPTH}")
 
 
 def canonical(document: bytes | msgspec.Raw) -> bytes:
@@ -81,7 +82,7 @@ def canonical(document: bytes | msgspec.Raw) -> bytes:
 def freeze(
     *,
     batch_id: str,
-    status: TerminalStatus,
+    status: BatchStatus,
     output: bytes | None,
     metadata: bytes | None,
     created_at: Micros,
@@ -92,6 +93,8 @@ def freeze(
     `output` and `metadata` are canonical already, and are copied.
     """
     event = status.encode()
+    # A client's `completed_at` may lie before our `created_at`.
+    duration = completed_at - created_at if completed_at > created_at else 0
     return (
         b'{"event":"batch.%b","batch_id":"%b","status":"%b","output":%b,"duration_ms":%d,'
         b'"created_at":"%b","completed_at":"%b","metadata":%b}'
@@ -99,12 +102,12 @@ def freeze(
         event,
         batch_id.encode(),
         event,
-        _or_null(output),
-        # A client's `completed_at` may lie before our `created_at`.
-        max(0, completed_at - created_at) // MILLISECOND,
+        # JSON is never empty.
+        output or _NULL,
+        duration // MILLISECOND,
         _spelt(created_at),
         _spelt(completed_at),
-        _or_null(metadata),
+        metadata or _NULL,
     )
 
 
@@ -132,13 +135,9 @@ def _item(item: Item) -> bytes:
         item.sequence_index,
         _encode(item.client_ref),
         item.status.encode(),
-        _or_null(item.output),
-        _or_null(item.error),
+        item.output or _NULL,
+        item.error or _NULL,
     )
-
-
-def _or_null(value: bytes | None) -> bytes:
-    return b"null" if value is None else value
 
 
 def _split(document: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 Operations over one transaction, as in lifecycle.py: each looks first and writes last.
 """
 
-from typing import TypeAlias, cast
+from typing import cast
 
 import msgspec
 
@@ -40,7 +40,7 @@ def redeliver(unit: Unit, org_id: str, batch_id: str) -> Delivery:
             "cancel it first, or have it attempted now",
             {"delivery_id": other.id, "next_attempt_at": due},
         )
-    return make_delivery(unit, batch, batch.payload, {}, is_automatic=False)
+    return make_delivery(unit, batch, batch.payload, is_automatic=False)
 
 
 def cancel_delivery(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
@@ -86,39 +86,45 @@ def attempt_now(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
     return hastened
 
 
-Alike: TypeAlias = dict[tuple[str, str], Delivery]
-"""Deliveries that one operation made for an org, one for each plan and URL."""
-
-
-def make_delivery(
-    unit: Unit, batch: Batch, frozen: bytes, alike: Alike, *, is_automatic: bool
-) -> Delivery:
+def make_delivery(unit: Unit, batch: Batch, frozen: bytes, *, is_automatic: bool) -> Delivery:
     """Insert a delivery of an ended batch with a callback URL, due at once, with the policy and
     secret of now."""
-    url = cast("str", batch.callback_url)
-    known = alike.get((batch.plan_id, url))
-    if known is None:
-        delivery = _delivery(unit, batch, url, is_automatic=is_automatic)
-        alike[batch.plan_id, url] = delivery
-    else:
-        # Of a hundred that come together most are alike but for their ids.
-        delivery = msgspec.structs.replace(known, id=new_id(), batch_id=batch.id)
+    url = batch.callback_url
+    assert url is not None
+    destination = parse(url).destination
+    claimed_by = unit.claims.get(destination)
+    if claimed_by is None:
+        claimed_by = unit.node_for(destination)
+        if claimed_by is not None:
+            unit.claims[destination] = claimed_by
+    pattern = unit.patterns.get((batch.org_id, batch.plan_id))
+    if pattern is None:
+        pattern = unit.patterns[batch.org_id, batch.plan_id] = _pattern(unit, batch)
+    delivery = msgspec.structs.replace(
+        pattern,
+        id=new_id(),
+        batch_id=batch.id,
+        callback_url=url,
+        destination=destination,
+        is_automatic=is_automatic,
+        claimed_by=claimed_by,
+    )
     unit.tx.insert_delivery(delivery)
     unit.made.append((delivery, frozen))
     return delivery
 
 
-def _delivery(unit: Unit, batch: Batch, url: str, *, is_automatic: bool) -> Delivery:
+def _pattern(unit: Unit, batch: Batch) -> Delivery:
+    """What deliveries of the batch's org and plan are made from now, wherever they go."""
     policy = effective_policy(unit.tx, batch.org_id, batch.plan_id, unit.default_policy)
     secret = unit.tx.current_secret(batch.org_id)
-    destination = parse(url).destination
     return Delivery(
-        id=new_id(),
-        batch_id=batch.id,
+        id="",
+        batch_id="",
         org_id=batch.org_id,
-        callback_url=url,
-        destination=destination,
-        is_automatic=is_automatic,
+        callback_url="",
+        destination="",
+        is_automatic=True,
         status="pending",
         failure_reason=None,
         failure_detail=None,
@@ -130,7 +136,7 @@ def _delivery(unit: Unit, batch: Batch, url: str, *, is_automatic: bool) -> Deli
         policy_plan_id=policy.plan_id,
         signing_secret_id=secret.id if secret else None,
         due_at=unit.now,
-        claimed_by=unit.node_for(destination),
+        claimed_by=None,
         created_at=unit.now,
         updated_at=unit.now,
         completed_at=None,

@@ -4,7 +4,7 @@ Third parties import it from hookspecs.py, which says how it is run.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from primeflowd.instants import Micros
 from primeflowd.model import (
@@ -41,7 +41,13 @@ class Tx(Protocol):
     Reads see the writes made before in the same transaction. Every method may raise
     StorageUnavailable. Inserts may be deferred to the end of the transaction, so that a
     UniqueViolation can come late: storage then runs each function again alone (see Storage.write).
+
+    Attributes:
+        memo: what functions keep for those that run after them in the same transaction. Empty when
+            it begins, and again when a retry policy or a signing secret is changed.
     """
+
+    memo: dict[Any, Any]
 
     # Batches and items
     def batch(self, org_id: str, batch_id: str) -> Batch | None: ...

@@ -24,7 +24,7 @@ from primeflowd.api import errors, health, metrics, reference, request_id
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Route
 from primeflowd.api.gate import Gate
-from primeflowd.api.incoming import Fields
+from primeflowd.api.incoming import Fields, Passed
 from primeflowd.api.routes import ROUTES
 from primeflowd.api.services import Services
 from primeflowd.config import Config
@@ -54,8 +54,12 @@ class _Request(TrioRequest):
     """A request as the gate takes it: see incoming.Incoming."""
 
     answer_headers: errors.Headers = ()
+    passed = None
     # The framework knows, but does not say.
     arrived = None
+
+    def remember(self, passed: Passed) -> None:
+        """Not worth it, beside the framework."""
 
 
 class App(QuartTrio):

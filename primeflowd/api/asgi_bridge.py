@@ -14,7 +14,8 @@ import trio
 
 from primeflowd.api import errors, http_answer, request_id
 from primeflowd.api.answer import Answer
-from primeflowd.api.http_request import Head, Malformed
+from primeflowd.api.http_request import Malformed
+from primeflowd.api.known_heads import Head
 
 Address: TypeAlias = tuple[str, int] | None
 

@@ -37,6 +37,8 @@ class Authenticator:
         self._remembered = remembered
         # By digest: the key, and when to ask storage again. In the order of being found.
         self._found: dict[str, tuple[ApiKey, float]] = {}
+        # By digest: set when storage has answered.
+        self._asking: dict[str, trio.Event] = {}
 
     async def authenticate(self, headers: Fields) -> ApiKey:
         """The key that the request carries.
@@ -46,25 +48,51 @@ class Authenticator:
         """
         plain = _offered_key(headers)
         offered = digest(plain)
-        remembered = self._found.get(offered)
-        if remembered is not None and trio.current_time() < remembered[1]:
-            return remembered[0]
-        self._found.pop(offered, None)
-        key: ApiKey | None = None
-        if looks_like_key(plain):
-            key = await self._storage.read(partial(_key, offered))
-        if key is None or not hmac.compare_digest(key.digest, offered) or key.revoked_at:
-            raise _unauthorized("invalid_api_key", "this API key is unknown or revoked")
-        while len(self._found) >= self._remembered:
-            del self._found[next(iter(self._found))]
-        self._found[offered] = key, trio.current_time() + _TRUSTED_FOR
-        return key
+        key = self._remembered_key(offered)
+        if key is None and (asking := self._asking.get(offered)) is not None:
+            # All that a busy client has under way would ask at the same moment, each in a thread.
+            await asking.wait()
+            key = self._remembered_key(offered)
+        return key or await self._ask(plain, offered)
+
+    def trusts(self, key: ApiKey) -> bool:
+        """Whether a request that carries this key, which `authenticate` gave for an earlier one,
+        need not be asked about."""
+        return self._remembered_key(key.digest) is key
 
     def forget(self, key_id: str) -> None:
         """Ask storage the next time; a key revoked through this node stops working at once."""
         for offered, (key, _) in list(self._found.items()):
             if key.id == key_id:
                 del self._found[offered]
+
+    def _remembered_key(self, offered: str) -> ApiKey | None:
+        remembered = self._found.get(offered)
+        if remembered is None or trio.current_time() >= remembered[1]:
+            return None
+        return remembered[0]
+
+    async def _ask(self, plain: str, offered: str) -> ApiKey:
+        """As `authenticate`, without memory."""
+        former = self._found.pop(offered, None)
+        if not looks_like_key(plain):
+            raise _unknown()
+        asking = self._asking[offered] = trio.Event()
+        try:
+            key = await self._storage.read(partial(_key, offered))
+            if key is None or not hmac.compare_digest(key.digest, offered) or key.revoked_at:
+                raise _unknown()
+            if former is not None and former[0] == key:
+                # Else what was found out about requests with the former one is out of use.
+                key = former[0]
+            while len(self._found) >= self._remembered:
+                del self._found[next(iter(self._found))]
+            self._found[offered] = key, trio.current_time() + _TRUSTED_FOR
+        finally:
+            asking.set()
+            if self._asking.get(offered) is asking:
+                del self._asking[offered]
+        return key
 
 
 def authorise(key: ApiKey, needed: str) -> None:
@@ -120,6 +148,10 @@ def _offered_key(headers: Fields) -> str:
     if offered.count(offered[0]) < len(offered):
         raise _unauthorized("conflicting_api_keys", "the request carries different API keys")
     return offered[0]
+
+
+def _unknown() -> Rejected:
+    return _unauthorized("invalid_api_key", "this API key is unknown or revoked")
 
 
 def _unauthorized(code: str, message: str) -> Rejected:

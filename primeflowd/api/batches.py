@@ -220,7 +220,8 @@ def _new_batch(body: BatchBody) -> NewBatch:
         raise decode.invalid("id", "expected a UUID")
     if body.items is not None and body.items_total is not None:
         raise decode.invalid("items_total", "give either items or items_total")
-    if body.completed_at is not None and status not in TERMINAL_BATCH:
+    started_at, completed_at = body.started_at, body.completed_at
+    if completed_at is not None and status not in TERMINAL_BATCH:
         raise decode.invalid("completed_at", f"a batch that is {status} has not ended")
     if body.callback_url is not None:
         try:
@@ -229,15 +230,17 @@ def _new_batch(body: BatchBody) -> NewBatch:
             raise decode.invalid("callback_url", str(error)) from error
     return NewBatch(
         id=batch_id,
-        plan_id=decode.plan_id(body.plan_id),
+        plan_id=decode.plan_id(body.plan_id) if body.plan_id else "",
         callback_url=body.callback_url,
         metadata=decode.verbatim_or_null(body.metadata),
         items=None if body.items is None else _new_items(body.items),
         items_total=body.items_total,
         status=status,
         output=decode.verbatim(body.output),
-        started_at=decode.instant(body.started_at, "started_at"),
-        completed_at=decode.instant(body.completed_at, "completed_at"),
+        started_at=None if started_at is None else decode.instant(started_at, "started_at"),
+        completed_at=(
+            None if completed_at is None else decode.instant(completed_at, "completed_at")
+        ),
     )
 
 

@@ -44,6 +44,7 @@ class Call:
         "_query",
         "_request",
         "authenticator",
+        "headers",
         "key",
         "org_id",
         "running",
@@ -61,6 +62,7 @@ class Call:
         org_id: str,
     ) -> None:
         self._request = request
+        self.headers: Fields = request.headers
         self._names = names
         self._body: bytes | None = None
         self._query: dict[str, str] | None = None
@@ -78,10 +80,6 @@ class Call:
     def path(self) -> str:
         """The path without the query, percent-decoded."""
         return self._request.path
-
-    @property
-    def headers(self) -> Fields:
-        return self._request.headers
 
     @property
     def query_string(self) -> str:

@@ -20,7 +20,8 @@ import trio
 from primeflowd.api import errors, http_answer, ingest, request_id
 from primeflowd.api.asgi_bridge import Address, Application, Exchange
 from primeflowd.api.gate import Gate
-from primeflowd.api.http_request import Head, Malformed, RequestReader
+from primeflowd.api.http_request import Malformed, RequestReader
+from primeflowd.api.known_heads import Head, KnownHeads
 from primeflowd.ready_set import Readiness, TrioReadiness
 
 log = structlog.get_logger()
@@ -44,10 +45,13 @@ class House:
     """What is behind the front door, the same for all connections.
 
     Attributes:
-        idle_timeout: seconds from the end of a request to the end of the next one's head.
+        idle_timeout: seconds from the end of a request to the end of the next one's head, counted
+            from the front door's next look.
         draining: each answer is its connection's last.
         crowded: there are as many connections as there may be.
         readiness: by which connections wait.
+        connections: those that are open.
+        known: heads of requests that came lately, whichever connection they came by.
     """
 
     application: Application
@@ -56,6 +60,8 @@ class House:
     draining: bool = False
     crowded: bool = False
     readiness: Readiness = field(default_factory=TrioReadiness)
+    connections: set["ClientConnection"] = field(default_factory=set)
+    known: KnownHeads = field(default_factory=KnownHeads)
 
 
 class ClientConnection:
@@ -84,12 +90,14 @@ class ClientConnection:
         self._fd = sock.fileno()
         self._house = house
         house.readiness.add(self._fd)
+        # Before its task runs: several are admitted in one go.
+        house.connections.add(self)
         # Nothing is left in the socket, so that it can be waited for.
         self._drained = True
-        self._reader = RequestReader()
+        self._reader = RequestReader(house.known)
         self._scope = trio.CancelScope()
-        # Trio's time; infinite while the next move is ours.
-        self._deadline = math.inf
+        # Trio's time; infinite while the next move is ours, None until the next look at it.
+        self._deadline: float | None = math.inf
         # For the head of a request.
         self._waiting = False
         # Seen to be half-closed while its request is being answered.
@@ -115,6 +123,7 @@ class ClientConnection:
             # A client that finds a bug must not end the daemon by it.
             log.exception("connection_failed")
         finally:
+            self._house.connections.discard(self)
             self._house.readiness.remove(self._fd)
             self._socket.close()
             self._reader.close()
@@ -122,6 +131,9 @@ class ClientConnection:
     def watch(self, now: float) -> None:
         """End the connection if it is overdue, or abandoned by its client. `now`: Trio's time."""
         deadline = self._deadline
+        if deadline is None:
+            # A clock that is read for each request costs more than this precision is worth.
+            deadline = self._deadline = now + self._house.idle_timeout
         if deadline == math.inf:
             # Whoever half-closes has until the second look.
             if self._peek() == b"":
@@ -206,7 +218,7 @@ class ClientConnection:
             await trio.lowlevel.checkpoint()
             return self._reader.head
         reader = self._reader
-        self._deadline = trio.current_time() + self._house.idle_timeout
+        self._deadline = None
         self._waiting = True
         while reader.head is None:
             data = await self._receive()

@@ -117,7 +117,7 @@ def text(value: str | None, field: str, longest: int) -> str | None:
 
 def plan_id(value: str | None) -> str:
     """A plan id; absent, null and "" all mean the org-wide one (contract 3.1)."""
-    return (text(value, "plan_id", MAX_PLAN_ID) or "") if value else ""
+    return text(value, "plan_id", MAX_PLAN_ID) or ""
 
 
 def instant(moment: datetime | None, field: str) -> Micros | None:

@@ -84,7 +84,6 @@ class _FrontDoor:
         self._ready_set = ReadySet()
         self._house = House(cast("Any", app), app.gate, idle_timeout, readiness=self._ready_set)
         self._period = min(_PERIOD, idle_timeout / 2)
-        self._connections: set[ClientConnection] = set()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = min(most_connections, files // 2) if files > 0 else most_connections
 
@@ -106,7 +105,7 @@ class _FrontDoor:
 
     async def _accept(self, serving: trio.Nursery) -> None:
         while True:
-            room = self._most - len(self._connections)
+            room = self._most - len(self._house.connections)
             self._house.crowded = room <= 0
             if self._house.crowded:
                 await trio.sleep(_PAUSE)
@@ -125,23 +124,15 @@ class _FrontDoor:
 
     def _admit(self, serving: trio.Nursery) -> None:
         sock, address = self._listener.accept()
-        connection = ClientConnection(sock, address[:2], self._house)
-        # Counted before its task runs: several are admitted in one go.
-        self._connections.add(connection)
-        serving.start_soon(self._serve, connection)
-
-    async def _serve(self, connection: ClientConnection) -> None:
-        try:
-            await connection.run()
-        finally:
-            self._connections.discard(connection)
+        serving.start_soon(ClientConnection(sock, address[:2], self._house).run)
 
     async def _watch(self) -> None:
         while True:
             await trio.sleep(self._period)
+            self._house.known.forget()
             self._look()
 
     def _look(self) -> None:
         now = trio.current_time()
-        for connection in self._connections:
+        for connection in self._house.connections:
             connection.watch(now)

@@ -13,11 +13,11 @@ import structlog
 from primeflowd.api.answer import Answer
 from primeflowd.api.auth import Authenticator, authorise, org_of
 from primeflowd.api.call import AnswerScope, Call, Route
-from primeflowd.api.incoming import Incoming
+from primeflowd.api.incoming import Fields, Incoming, Passed
 from primeflowd.api.rate_limit import RateLimiter
 from primeflowd.api.services import Services
 from primeflowd.config import Config
-from primeflowd.model import OPERATOR_ORG
+from primeflowd.model import OPERATOR_ORG, ApiKey
 
 
 class Gate:
@@ -43,15 +43,34 @@ class Gate:
         self._limiter.reconfigure(config.api)
 
     async def answer(self, route: Route, request: Incoming, names: Mapping[str, str]) -> Answer:
-        """The handler's answer. `names`: the parts of the path that the route names."""
-        key = await self._authenticator.authenticate(request.headers)
-        request.answer_headers = self._limiter.take(key.id)
-        authorise(key, route.scope)
-        org_id = (
-            OPERATOR_ORG
-            if route.org == "none"
-            else org_of(key, request.headers, must_be_named=route.org == "header")
-        )
+        """The handler's answer. `names`: the parts of the path that the route names.
+
+        What the header fields say is found out once for the same ones; that the key is still good
+        and how often it was used is asked each time.
+        """
+        passed = request.passed
+        if passed is not None and self._authenticator.trusts(passed.key):
+            request.answer_headers = self._limiter.take(passed.key.id)
+        else:
+            key = await self._authenticator.authenticate(request.headers)
+            request.answer_headers = self._limiter.take(key.id)
+            authorise(key, route.scope)
+            passed = Passed(key, _org(route, key, request.headers))
+            request.remember(passed)
         return await route.handler(
-            Call(request, names, self._services, self._authenticator, self._running, key, org_id)
+            Call(
+                request,
+                names,
+                self._services,
+                self._authenticator,
+                self._running,
+                passed.key,
+                passed.org_id,
+            )
         )
+
+
+def _org(route: Route, key: ApiKey, headers: Fields) -> str:
+    if route.org == "none":
+        return OPERATOR_ORG
+    return org_of(key, headers, must_be_named=route.org == "header")

@@ -18,6 +18,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
+_JSON: Final = b"content-type: application/json\r\n"
 _REQUEST_ID: Final = request_id.HEADER.lower()
 
 
@@ -29,21 +30,19 @@ def encode(answer: Answer, chosen_id: str, *, close: bool, bodiless: bool = Fals
         close: it is the last one on this connection.
         bodiless: it answers a HEAD: all but the body.
     """
-    fields = (
-        f"content-type: application/json\r\ncontent-length: {len(answer.body)}\r\n"
-        f"{_REQUEST_ID}: {chosen_id}\r\n"
-    )
+    fields = f"content-length: {len(answer.body)}\r\n{_REQUEST_ID}: {chosen_id}\r\n"
     for name, value in answer.headers:
         fields += f"{name.lower()}: {value}\r\n"
-    head = start(answer.status, fields.encode("latin-1"), close=close)
-    return head if bodiless else head + answer.body
+    return b"%b%b\r\n%b" % (
+        _beginning(answer.status, close, _JSON, int(time.time())),
+        fields.encode("latin-1"),
+        b"" if bodiless else answer.body,
+    )
 
 
 def start(status: int, fields: bytes, *, close: bool) -> bytes:
     """The head of an answer. `fields`: complete lines, without Date and Connection."""
-    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-    closing = b"connection: close\r\n" if close else b""
-    return b"%b%b%b%b\r\n" % (line, fields, _date(int(time.time())), closing)
+    return b"%b%b\r\n" % (_beginning(status, close, b"", int(time.time())), fields)
 
 
 def lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -51,6 +50,10 @@ def lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
-@lru_cache(maxsize=1)
-def _date(second: int) -> bytes:
-    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
+# Answers of one second differ in little but their lengths and ids.
+@lru_cache(maxsize=16)
+def _beginning(status: int, close: bool, content_type: bytes, second: int) -> bytes:
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    date = formatdate(second, usegmt=True).encode()
+    closing = b"connection: close\r\n" if close else b""
+    return b"%b%bdate: %b\r\n%b" % (line, content_type, date, closing)

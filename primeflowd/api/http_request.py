@@ -5,14 +5,16 @@ beyond the end of the present request, so that where one ends is decided in one 
 follows it stays raw until its turn; at most `MAX_HEAD` bytes of a head or of chunk framing are
 taken, at most `MAX_HEADERS` fields, and of a body no more than was just fed.
 
+A request whose head is known already (known_heads.py) and whose body came with it needs no parser.
+
 Fails with Malformed, after which the connection can only be closed.
 """
 
 from typing import Final
 
 import httptools
-import msgspec
 
+from primeflowd.api.known_heads import Fields, Head, KnownHeads
 from primeflowd.api.request_rules import (
     MAX_HEAD,
     MAX_HEADERS,
@@ -36,30 +38,10 @@ class Malformed(Exception):
         self.status = status
 
 
-class Head(msgspec.Struct, frozen=True):
-    """Everything of a request but its body.
-
-    Attributes:
-        target: path and query.
-        version: "1.1" or "1.0".
-        headers: names in lower case, in the order received; `fields` has the same by name.
-        content_length: as declared; None if it was not.
-        keep_alive: the client may send another request on this connection.
-        expects_continue: it may hold its body back until it is asked for.
-    """
-
-    method: bytes
-    target: bytes
-    version: str
-    headers: list[tuple[bytes, bytes]]
-    fields: Grouped
-    content_length: int | None
-    keep_alive: bool
-    expects_continue: bool
-
-
 class RequestReader:
     """The requests of one connection.
+
+    `known` is shared by the connections of one server; without it each head is taken apart.
 
     Attributes:
         head: of the present request, None until it is complete.
@@ -72,6 +54,7 @@ class RequestReader:
         "_framing",
         "_headers",
         "_in_head",
+        "_known",
         "_left",
         "_parser",
         "_parts",
@@ -84,7 +67,8 @@ class RequestReader:
         "head",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, known: KnownHeads | None = None) -> None:
+        self._known = known
         self._parser = httptools.HttpRequestParser(self)
         # Fed, but beyond the end of the present request.
         self._rest = b""
@@ -144,6 +128,8 @@ class RequestReader:
         """
         if self._rest:
             data = self._rest + data
+        if self._known is not None and self._in_head and not self._framing and self._is_known(data):
+            return
         view = memoryview(data)
         size = len(data)
         position = 0
@@ -164,6 +150,29 @@ class RequestReader:
         if self.ended and self._discarding:
             self._start()
         self._rest = data[position:]
+
+    def _is_known(self, data: bytes) -> bool:
+        """Take a whole request, the first in `data`, without the parser; False if its head is new.
+
+        The parser never hears of it: for it the next request follows the last one it was given.
+        """
+        assert self._known is not None
+        end = data.find(_END) + len(_END)
+        head = self._known.get(data[:end])
+        if head is None:
+            return False
+        assert head.content_length is not None
+        body_end = end + head.content_length
+        if body_end > len(data):
+            return False
+        self.head = head
+        self._in_head = False
+        self._left = 0
+        if body_end > end:
+            self._parts.append(data[end:body_end])
+        self.ended = True
+        self._rest = data[body_end:]
+        return True
 
     def take(self) -> bytes:
         """What was fed of the body since the last time."""
@@ -215,6 +224,8 @@ class RequestReader:
             raise Malformed(431)
         self._hand_over(piece)
         if in_head is not self._in_head:
+            if self._known is not None and self._framing == len(piece) and self.head is not None:
+                self._known.remember(bytes(piece), self.head)
             self._framing = 0
         elif self._framing > MAX_HEAD:
             # Chunk extensions or trailers without end.
@@ -290,6 +301,7 @@ class RequestReader:
             version,
             self._headers,
             fields,
+            Fields(fields),
             content_length,
             # Nobody but us sees a difference between 1.0 with and without keep-alive.
             is_current and parser.should_keep_alive(),

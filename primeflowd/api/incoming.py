@@ -6,7 +6,17 @@ The framework's request is one (app.py), the front door's another (ingest.py).
 from collections.abc import AsyncIterable
 from typing import Protocol
 
+import msgspec
+
 from primeflowd.api.errors import Headers
+from primeflowd.model import ApiKey
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """Whom a request was found to come from, and which org it is about."""
+
+    key: ApiKey
+    org_id: str
 
 
 class Fields(Protocol):
@@ -41,6 +51,16 @@ class Incoming(Protocol):
 
     @property
     def headers(self) -> Fields: ...
+
+    @property
+    def passed(self) -> Passed | None:
+        """What was found of the last request with these same header fields to this same route;
+        None if that is not known."""
+        ...
+
+    def remember(self, passed: Passed) -> None:
+        """Such it is, for the next one."""
+        ...
 
     @property
     def content_length(self) -> int | None:

@@ -7,8 +7,7 @@ comes before them is the gate's: the same code that the application calls. Only 
 around it is left out, which costs several times as much as all the rest of a request.
 """
 
-from collections.abc import Awaitable, Callable
-from functools import cache
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Self
 
 import structlog
@@ -18,7 +17,9 @@ from primeflowd.api import batches, errors, request_id
 from primeflowd.api.answer import Answer
 from primeflowd.api.call import Route
 from primeflowd.api.gate import Gate
-from primeflowd.api.http_request import Head, Malformed
+from primeflowd.api.http_request import Malformed
+from primeflowd.api.incoming import Passed
+from primeflowd.api.known_heads import Head
 
 ROUTES: Final = {
     (b"POST", route.path.encode()): route
@@ -27,31 +28,7 @@ ROUTES: Final = {
 }
 """By method and request target, spelt exactly so; any other spelling takes the long way."""
 
-
-class Fields:
-    """Header fields, as handlers read them."""
-
-    __slots__ = ("_fields",)
-
-    def __init__(self, head: Head) -> None:
-        self._fields = head.fields
-
-    def get(self, name: str, /) -> str | None:
-        values = self._fields.get(_as_sent(name))
-        return values[0].decode("latin-1") if values else None
-
-    def getlist(self, name: str, /) -> list[str]:
-        values = self._fields.get(_as_sent(name))
-        return [value.decode("latin-1") for value in values] if values else []
-
-    def __contains__(self, name: str, /) -> bool:
-        return _as_sent(name) in self._fields
-
-
-# There are as many names as are written in this package.
-@cache
-def _as_sent(name: str) -> bytes:
-    return name.lower().encode()
+_NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class IngestRequest:
@@ -65,9 +42,11 @@ class IngestRequest:
         "content_length",
         "headers",
         "method",
+        "passed",
         "path",
-        "query_string",
     )
+
+    query_string = b""
 
     def __init__(
         self,
@@ -78,8 +57,8 @@ class IngestRequest:
     ) -> None:
         self.method = route.method
         self.path = route.path
-        self.query_string = b""
-        self.headers = Fields(head)
+        self.headers = head.text
+        self.passed = head.text.passed
         self.content_length = head.content_length
         self.arrived = arrived
         self.answer_headers: errors.Headers = ()
@@ -92,6 +71,10 @@ class IngestRequest:
 
     def __aiter__(self) -> Self:
         return self
+
+    def remember(self, passed: Passed) -> None:
+        # The same head names the same route.
+        self.headers.passed = passed
 
     async def __anext__(self) -> bytes:
         if not self._more:
@@ -108,7 +91,7 @@ async def answer(gate: Gate, route: Route, request: IngestRequest) -> tuple[Answ
     structlog.contextvars.bind_contextvars(request_id=chosen)
     traced = None if gate.tracing is None else gate.tracing.begin(request.headers)
     try:
-        given = await gate.answer(route, request, {})
+        given = await gate.answer(route, request, _NO_NAMES)
     except Malformed as error:
         given = errors.for_status(error.status)
     except Exception as error:  # noqa: BLE001 - one place makes answers of all of them

@@ -21,13 +21,18 @@ W = TypeVar("W", Batch, Delivery, SigningSecret, Recovery)
 
 
 class Journal:
-    """Changes of dicts that can be taken back. Values are replaced, never changed in place."""
+    """Changes of dicts that can be taken back. Values are replaced, never changed in place.
+
+    `memo`: see hookspecs.Tx.
+    """
 
     def __init__(self) -> None:
         self._journal: list[tuple[dict[Any, Any], Any, Any]] = []
+        self.memo: dict[Any, Any] = {}
 
     def begin(self) -> None:
         self._journal.clear()
+        self.memo.clear()
 
     def undo(self) -> None:
         """Take back everything since begin()."""
@@ -77,9 +82,11 @@ class MemoryAccess(Journal):
         return [self._policies[key] for key in sorted(self._policies) if key[0] == org_id]
 
     def put_policy(self, policy: RetryPolicy) -> None:
+        self.memo.clear()
         self._put(self._policies, (policy.org_id, policy.plan_id), policy)
 
     def delete_policy(self, org_id: str, plan_id: str) -> bool:
+        self.memo.clear()
         exists = (org_id, plan_id) in self._policies
         self._put(self._policies, (org_id, plan_id), None)
         return exists
@@ -109,6 +116,7 @@ class MemoryAccess(Journal):
         return newest_first(s for s in self._secrets.values() if org_id in (None, s.org_id))
 
     def put_secret(self, secret: SigningSecret) -> None:
+        self.memo.clear()
         if secret.is_current:
             self._claim_key(self._current, secret.org_id, secret.id)
         elif self._current.get(secret.org_id) == secret.id:

@@ -51,14 +51,14 @@ class LockFile:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def take(self, byte: int) -> bool:
-        """Lock a byte, if it is free.
+    def take(self, byte: int, count: int = 1) -> bool:
+        """Lock a byte, if it is free; or `count` of them from that one on, if all are.
 
         Raises:
             OperatorError: the file system has no such locks.
         """
         try:
-            self._call(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, byte)
+            self._call(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, byte, count)
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
@@ -76,10 +76,10 @@ class LockFile:
         (kind, *_) = struct.unpack(_FLOCK, self._call(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte))
         return bool(kind == fcntl.F_UNLCK)
 
-    def _call(self, command: int, kind: int, byte: int) -> bytes:
-        return fcntl.fcntl(self._descriptor, command, _lock(kind, byte))
+    def _call(self, command: int, kind: int, byte: int, count: int = 1) -> bytes:
+        return fcntl.fcntl(self._descriptor, command, _lock(kind, byte, count))
 
 
 @cache
-def _lock(kind: int, byte: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
+def _lock(kind: int, byte: int, count: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, byte, count, 0)

@@ -23,7 +23,7 @@ from primeflowd.builtin.sqlite_locks import LockFile
 from primeflowd.errors import StorageUnavailable
 
 NEXT: Final = 101
-TURN: Final = 102
+TURN: Final = NEXT + 1
 
 _POLL: Final = 0.0005
 """Seconds between looks. A transaction takes some milliseconds."""
@@ -43,10 +43,13 @@ class InTurn(sqlite3.Connection):
         Raises:
             StorageUnavailable: others did not let us within the timeout.
         """
-        deadline = time.monotonic() + self._timeout
-        self._wait(NEXT, deadline)
+        # Both in one call where nobody else is about, which is nearly always: each lets go of the
+        # interpreter's lock, and may wait for it.
         try:
-            self._wait(TURN, deadline)
+            if not self._locks.take(NEXT, 2):
+                deadline = time.monotonic() + self._timeout
+                self._wait(NEXT, deadline)
+                self._wait(TURN, deadline)
         finally:
             self._locks.give_back(NEXT)
 

@@ -19,7 +19,7 @@ exception, since the transaction is not to be trusted from then on.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Connection, Select
@@ -30,7 +30,7 @@ from primeflowd.errors import UniqueViolation
 from primeflowd.model import Attempt, Batch, Delivery, RetryPolicy, SigningSecret, StoredAnswer
 from primeflowd.sql import rows
 from primeflowd.sql.failures import translated
-from primeflowd.sql.statements import Statements, delivery_update
+from primeflowd.sql.statements import AT_ONCE, Insert, Statements, delivery_update
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -49,6 +49,7 @@ class Session:
     Attributes:
         failure: why the transaction is not to be trusted any more.
         left_for_others: there is something in it that another node may want to take up soon.
+        memo: see hookspecs.Tx.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Session:
         """`writes`: other nodes' transactions shall wait for this one to change what it reads."""
         self.failure: BaseException | None = None
         self.left_for_others = False
+        self.memo: dict[Any, Any] = {}
         self._writes = writes
         self._presuming = presuming
         self._connection = connection
@@ -137,8 +139,11 @@ class Session:
     def _keep(self, buffer: dict[K, V], key: K, value: V) -> None:
         """Keep a row back. Raises UniqueViolation if another is kept back under its key."""
         if key in buffer:
-            self._fail(UniqueViolation(f"{key} was inserted by the same group"))
+            self._kept_already(key)
         buffer[key] = value
+
+    def _kept_already(self, key: object) -> NoReturn:
+        self._fail(UniqueViolation(f"{key} was inserted by the same group"))
 
     def _locking(self, query: Select[Any]) -> Select[Any]:
         """`query` for rows that are read to be changed: no other transaction changes them before
@@ -208,10 +213,19 @@ class Session:
         if changed != len(values):
             self._fail(WronglyPresumed(f"{changed} of {len(values)} records were as presumed"))
 
-    def _insert_kept(self, statement: str, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
+    def _insert_kept(self, insert: Insert, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
         values = of.rows(buffer.values())
         buffer.clear()
-        self._write_many(statement, values)
+        if insert.several is not None and len(values) >= AT_ONCE:
+            rest = len(values) % AT_ONCE
+            together = [
+                tuple(chain.from_iterable(values[at : at + AT_ONCE]))
+                for at in range(0, len(values) - rest, AT_ONCE)
+            ]
+            self._write_many(insert.several, together)
+            values = values[len(values) - rest :]
+        if values:
+            self._write_many(insert.one, values)
 
     def _write_many(self, statement: str, values: Sequence[Sequence[Any]]) -> int:
         """Run compiled text once for each of `values`; how many rows it changed in all."""

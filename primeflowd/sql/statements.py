@@ -7,7 +7,7 @@ positional parameter style.
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -29,6 +29,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ValuesBase
 
 from primeflowd.sql import rows, tables
+
+AT_ONCE: Final = 8
+"""Rows that one statement inserts where sqlite3 is the driver. It lets go of the interpreter's lock
+for each run of a statement, however short, and a thread that wants it back waits for the others."""
 
 CHANGING_DELIVERY: Final = (
     "status",
@@ -93,6 +97,14 @@ def hidden(column: Column[str]) -> ColumnElement[str]:
     return func.coalesce(column, literal_column("''"))
 
 
+class Insert(NamedTuple):
+    """Text that inserts a row, and where it is worth having AT_ONCE of them: one after the other,
+    all their values in one tuple."""
+
+    one: str
+    several: str | None
+
+
 class Statements:
     """SQL text for one dialect; what each takes is a tuple in the order stated."""
 
@@ -137,10 +149,14 @@ class Statements:
         query = select(*columns).where(*(known[name] == bindparam(name) for name in names))
         return self._text(query.where(*further), (), names)
 
-    def _insert(self, of: rows.Rows[Any]) -> str:
+    def _insert(self, of: rows.Rows[Any]) -> Insert:
         # SQLAlchemy names columns in the order of the table that it is given: one in our order.
         columns = [Column(each.name, each.type) for each in of.columns]
-        return self._text(insert(Table(of.table.name, MetaData(), *columns)), of.names)
+        one = self._text(insert(Table(of.table.name, MetaData(), *columns)), of.names)
+        if self.dialect.name != "sqlite":
+            return Insert(one, None)
+        into, row = one.split(" VALUES ")
+        return Insert(one, f"{into} VALUES {', '.join([row] * AT_ONCE)}")
 
     def _text(
         self,

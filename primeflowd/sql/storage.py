@@ -13,7 +13,7 @@ import trio
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from primeflowd.hookspecs import StorageStatistics, Tx
+from primeflowd.hookspecs import Tx
 from primeflowd.sql.failures import Disconnected, translated
 from primeflowd.sql.statements import Statements
 from primeflowd.sql.tx import SqlTx
@@ -53,11 +53,9 @@ class SqlStorage:
         self._statements = statements
         self._limiter = trio.CapacityLimiter(limit)
         self._others = others
-
-    async def write(
-        self, function: Callable[[Tx], T], on_commit: Callable[[T], None] | None = None
-    ) -> T:
-        return await self._writer.write(function, on_commit)
+        # As they are: each request asks both.
+        self.write = writer.write
+        self.statistics = writer.statistics
 
     async def read(self, function: Callable[[Tx], T]) -> T:
         """See hookspecs.Storage. Cancellation takes effect when the read is over."""
@@ -69,9 +67,6 @@ class SqlStorage:
             await trio.sleep_forever()
         else:
             await self._others.wait()
-
-    def statistics(self) -> StorageStatistics:
-        return self._writer.statistics()
 
     @property
     def reading(self) -> Engine:

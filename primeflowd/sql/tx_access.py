@@ -45,10 +45,12 @@ class AccessStatements(Session):
 
     def put_policy(self, policy: RetryPolicy) -> None:
         self._policies.pop((policy.org_id, policy.plan_id), None)
+        self.memo.clear()
         self._write(upsert(self._hot.dialect, policies), rows.POLICIES.mapping(policy))
 
     def delete_policy(self, org_id: str, plan_id: str) -> bool:
         self._policies.pop((org_id, plan_id), None)
+        self.memo.clear()
         return bool(
             self._write(
                 delete(policies).where(policies.c.org_id == org_id, policies.c.plan_id == plan_id)
@@ -108,6 +110,7 @@ class AccessStatements(Session):
 
     def put_secret(self, secret: SigningSecret) -> None:
         self._current_secrets.pop(secret.org_id, None)
+        self.memo.clear()
         self._write(upsert(self._hot.dialect, secrets), rows.SECRETS.mapping(secret))
 
     def key_by_digest(self, digest: str) -> ApiKey | None:

@@ -35,7 +35,10 @@ class BatchStatements(Session):
         return taken
 
     def insert_batch(self, batch: Batch) -> None:
-        self._keep(self._batches, batch.id, batch)
+        # As _keep(), for each callback.
+        if batch.id in self._batches:
+            self._kept_already(batch.id)
+        self._batches[batch.id] = batch
 
     def update_batch(self, batch: Batch) -> None:
         if batch.id in self._batches:

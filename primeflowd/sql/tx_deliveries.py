@@ -19,7 +19,10 @@ class DeliveryStatements(Session):
     def insert_delivery(self, delivery: Delivery) -> None:
         if delivery.claimed_by is None:
             self.left_for_others = True
-        self._keep(self._deliveries, delivery.id, delivery)
+        # As _keep(), for each callback.
+        if delivery.id in self._deliveries:
+            self._kept_already(delivery.id)
+        self._deliveries[delivery.id] = delivery
 
     def delivery(self, org_id: str | None, delivery_id: str) -> Delivery | None:
         query = select(*rows.DELIVERIES.columns).where(deliveries.c.id == delivery_id)

@@ -112,6 +112,62 @@ async def test_keys_are_looked_up_once_a_second(
     assert storage.reads == 2
 
 
+async def test_all_that_come_together_ask_once(api: Api) -> None:
+    """2.1: a busy client's second is over for all its requests at the same moment."""
+    storage = CountingStorage(api.node.storage)
+    authenticator = Authenticator(storage)
+    headers = Headers({"X-Reevit-Key": api.key})
+    found: list[str] = []
+
+    async def ask() -> None:
+        found.append((await authenticator.authenticate(headers)).org_id)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+    assert (found, storage.reads) == ([ACME] * 5, 1)
+
+
+async def test_whoever_waits_for_another_to_ask_asks_himself_in_the_end(api: Api) -> None:
+    """2.1: the other may be cancelled, and what he did not find may be there by now."""
+
+    class Hanging(CountingStorage):
+        async def read(self, function: Callable[[Tx], T]) -> T:
+            result = await super().read(function)
+            if self.reads == 1:
+                await trio.sleep_forever()
+            return result
+
+    storage = Hanging(api.node.storage)
+    authenticator = Authenticator(storage)
+    headers = Headers({"X-Reevit-Key": api.key})
+    async with trio.open_nursery() as waiting, trio.open_nursery() as hanging:
+        hanging.start_soon(authenticator.authenticate, headers)
+        await trio.testing.wait_all_tasks_blocked()
+        waiting.start_soon(authenticator.authenticate, headers)
+        await trio.testing.wait_all_tasks_blocked()
+        assert storage.reads == 1
+        hanging.cancel_scope.cancel()
+    assert storage.reads == 2
+
+
+async def test_a_key_is_trusted_for_as_long_as_it_is_remembered(
+    api: Api, autojump_clock: trio.testing.MockClock
+) -> None:
+    """2.1: however well the rest of a request is known."""
+    authenticator = Authenticator(api.node.storage)
+    headers = Headers({"X-Reevit-Key": api.key})
+    key = await authenticator.authenticate(headers)
+    assert authenticator.trusts(key)
+    authenticator.forget(key.id)
+    assert not authenticator.trusts(key)
+    key = await authenticator.authenticate(headers)
+    await trio.sleep(1)
+    assert not authenticator.trusts(key)
+    assert await authenticator.authenticate(headers) is key
+    assert authenticator.trusts(key)
+
+
 async def test_a_key_revoked_elsewhere_stops_within_a_second(
     api: Api, autojump_clock: trio.testing.MockClock
 ) -> None:

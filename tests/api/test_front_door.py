@@ -34,6 +34,7 @@ from primeflowd.api.listener import GRACE
 from primeflowd.config import Api as ApiSettings
 from primeflowd.config import Config, TracingSettings
 from primeflowd.hookspecs import BatchFilter, Page
+from primeflowd.ready_set import TrioReadiness
 from primeflowd.tracing import Tracing
 from tests.api.harness import Api, open_api
 from tests.api.wire import Address, converse, replies, rest_of, serving
@@ -439,6 +440,21 @@ async def test_limits_are_counted_together() -> None:
     assert int(found[2].headers["retry-after"]) >= 1
 
 
+async def test_a_head_that_is_known_is_no_key(api: Api) -> None:
+    """2.1: a key that is revoked here stops at once, whoever sent the same head before."""
+    key, plain = await api.make_key()
+    sent = post(api).replace(api.key.encode(), plain.encode())
+    async with open_door(api) as (address, _), connected(address) as stream:
+        statuses = []
+        for _ in range(3):
+            await stream.send_all(sent)
+            [reply] = replies(await answer_from(stream))
+            statuses.append(reply.status)
+            if len(statuses) == 2:
+                assert (await api.call("DELETE", f"/v1/keys/{key.id}")).status_code == 204
+    assert statuses == [201, 201, 401]
+
+
 async def test_the_request_id_is_the_clients(api: Api) -> None:
     """2.7: and on every line of the log about its request."""
     with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logged:
@@ -639,7 +655,12 @@ async def test_idle_connections_are_cheap(api: Api) -> None:
 
 async def test_a_bug_costs_one_connection(api: Api) -> None:
     """A client that finds one must not end the daemon."""
-    house = House(cast("Any", api.app), api.app.gate, idle_timeout=cast("float", "no number"))
+
+    class Broken(TrioReadiness):
+        async def wait_readable(self, descriptor: int) -> None:
+            raise RuntimeError
+
+    house = House(cast("Any", api.app), api.app.gate, idle_timeout=60, readiness=Broken())
     ours, theirs = socket.socketpair()
     with structlog.testing.capture_logs() as logged, theirs:
         await ClientConnection(ours, None, house).run()

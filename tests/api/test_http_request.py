@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from primeflowd.api.http_request import Malformed, RequestReader
+from primeflowd.api.known_heads import KnownHeads
 from primeflowd.api.request_rules import MAX_HEAD
 from tests.api import strict_reader
 
@@ -71,9 +72,9 @@ class Read(NamedTuple):
     refused: int | None
 
 
-def read(*pieces: bytes) -> Read:
+def read(*pieces: bytes, known: KnownHeads | None = None) -> Read:
     """Feed the pieces as a connection does that answers each request once it is complete."""
-    reader = RequestReader()
+    reader = RequestReader(known)
     found: list[tuple[bytes, bytes, bytes]] = []
     body = b""
     try:
@@ -132,6 +133,47 @@ def test_no_request_is_seen_that_a_strict_reader_does_not_see(
 def test_cuts_change_nothing(stream: bytes, places: list[int]) -> None:
     """2.5: segments are the network's business."""
     assert read(*cut(stream, places)) == read(stream)
+
+
+@settings(max_examples=1000)
+@given(streams(), places)
+def test_known_heads_change_nothing(stream: bytes, places: list[int]) -> None:
+    """2.5: whatever was seen before, and wherever a request that is known is cut."""
+    known = KnownHeads()
+    seen = read(stream)
+    for request_bytes in (*REQUESTS, stream):
+        read(request_bytes, known=known)
+    assert read(stream, known=known) == seen
+    assert read(*cut(stream, places), known=known) == seen
+
+
+def test_a_head_is_known_while_it_lasts() -> None:
+    """Whole, and of a request whose body has a declared length; the fields are taken once."""
+    known = KnownHeads()
+    for request_bytes in REQUESTS:
+        heads = []
+        for _ in range(2):
+            reader = RequestReader(known)
+            reader.feed(request_bytes)
+            heads.append(reader.head)
+        is_plain = b"Content-Length" in request_bytes and b"Upgrade" not in request_bytes
+        assert (heads[0] is heads[1]) == is_plain
+    known.forget()
+    reader = RequestReader(known)
+    reader.feed(REQUESTS[1])
+    assert reader.head == known.get(REQUESTS[1].removesuffix(b"hello"))
+
+
+def test_the_memory_for_heads_is_bounded() -> None:
+    known = KnownHeads()
+    head = HEAD + b"A: %d\r\nContent-Length: 0\r\n\r\n"
+    for number in range(300):
+        read(head % number, known=known)
+    assert known.get(head % 299) is not None
+    assert sum(known.get(head % number) is not None for number in range(300)) <= 256
+    long = HEAD + b"A: " + b"a" * 3_000 + b"\r\nContent-Length: 0\r\n\r\n"
+    read(long, known=known)
+    assert known.get(long) is None
 
 
 @pytest.mark.parametrize("request_bytes", REQUESTS)

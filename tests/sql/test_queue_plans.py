@@ -34,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
     with engine.begin() as connection:
         statements = Statements(engine.dialect)
-        connection.exec_driver_sql(statements.insert_delivery, [one(i) for i in range(CROWD)])
+        connection.exec_driver_sql(statements.insert_delivery.one, [one(i) for i in range(CROWD)])
         tx = SqlTx(connection, statements)
         for index in range(20):
             tx.insert_delivery(other(index))

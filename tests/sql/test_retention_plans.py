@@ -32,12 +32,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     attempts = [make_attempt(delivery_id=d.id, created_at=d.created_at) for d in deliveries]
     statements = Statements(engine.dialect)
     with engine.begin() as connection:
-        for text, values in (
+        for insert, values in (
             (statements.insert_batch, [tuple(rows.BATCHES.row(each)) for each in batches]),
-            (statements.insert_delivery, [tuple(rows.DELIVERIES.row(each)) for each in deliveries]),
+            (
+                statements.insert_delivery,
+                [tuple(rows.DELIVERIES.row(each)) for each in deliveries],
+            ),
             (statements.insert_attempt, [tuple(rows.ATTEMPTS.row(each)) for each in attempts]),
         ):
-            connection.exec_driver_sql(text, values)
+            connection.exec_driver_sql(insert.one, values)
     return engine
 
 

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from primeflowd.errors import StorageUnavailable, UniqueViolation
 from primeflowd.hookspecs import Tx
 from primeflowd.sql import writer as module
-from primeflowd.sql.statements import Statements
+from primeflowd.sql.statements import AT_ONCE, Statements
 from primeflowd.sql.writer import Writer
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
 from tests.sql.database import Breakable, make_database
@@ -153,7 +153,8 @@ async def test_inserts_of_a_group_are_written_together(engine: Engine, writer: W
     # Without the gate's group.
     kinds = [" ".join(statement.split()[:3]) for statement in statements][2:]
     assert [kind.split()[0] for kind in kinds[:3]] == ["BEGIN", "SELECT", "SELECT"]
-    inserts = ["INSERT INTO batches"] * 20 + ["INSERT INTO deliveries"] * 20
+    runs = 20 // AT_ONCE + 20 % AT_ONCE
+    inserts = ["INSERT INTO batches"] * runs + ["INSERT INTO deliveries"] * runs
     assert kinds[3:] == [*inserts, "COMMIT"]
 
 

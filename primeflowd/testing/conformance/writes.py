@@ -1,5 +1,7 @@
 """Promises of Storage itself: atomic, isolated, durable, and told in the right order."""
 
+from functools import partial
+
 import pytest
 import trio
 from msgspec.structs import replace
@@ -50,6 +52,26 @@ class WritePromises(Conformance):
                 assert tx.current_secret(ORG) == secret
                 assert tx.payloads([delivery]) == {delivery.id: batch.payload}
 
+            await storage.write(function)
+
+    async def test_what_functions_keep_for_each_other_is_of_one_transaction(self) -> None:
+        """And of no use once a policy or a secret is another: a delivery is made with both."""
+        async with self.open() as storage:
+            secret = make_secret()
+
+            def function(tx: Tx) -> None:
+                assert tx.memo == {}
+                for change in (
+                    partial(tx.put_policy, make_policy()),
+                    partial(tx.delete_policy, ORG, ""),
+                    partial(tx.put_secret, secret),
+                ):
+                    tx.memo["kept"] = 1
+                    change()
+                    assert tx.memo == {}
+                tx.memo["kept"] = 1
+
+            await storage.write(function)
             await storage.write(function)
 
     async def test_all_or_nothing(self) -> None:
