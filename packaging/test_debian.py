@@ -1,7 +1,7 @@
 """The Debian package, from the build to the purge, in a root of its own with nothing else in it.
 
 Needs root and Debian's python3-venv and mmdebstrap, a package index and a Debian mirror, those that
-the host uses. Takes about a minute, so it is not in the main suite: `pytest packaging`.
+the host uses. Takes about a minute, so it is not in the main suite: `pytest -n0 packaging`.
 """
 
 import io

@@ -3,6 +3,7 @@
 Hypothesis is derandomised, so that a red run is red again.
 """
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from tests.distributions import Distributions, Install
 
 settings.register_profile("primeflowd", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("primeflowd")
+
+
+def pytest_collection_finish() -> None:
+    """What importing and collecting made stays to the end: no garbage collection need look through
+    it again. There are tests that ask for hundreds, to count what is open."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -306,7 +306,11 @@ async def test_6_1_a_storage_takes_the_first_key_and_no_other(storage: Storage) 
     assert await storage.read(lambda tx: tx.note("master_key_check")) == note
 
 
-@pytest.mark.parametrize("note", ["", "zz", "01", RING.seal(b"primeflowd", "elsewhere").hex()])
+@pytest.mark.parametrize(
+    "note",
+    ["", "zz", "01", RING.seal(b"primeflowd", "elsewhere").hex()],
+    ids=["empty", "no hex", "too short", "bound to something else"],
+)
 async def test_6_1_a_damaged_check_stops_the_start(storage: Storage, note: str) -> None:
     await storage.write(lambda tx: tx.put_note("master_key_check", note))
     with pytest.raises(MasterKeyError, match="damaged"):

@@ -65,6 +65,8 @@ def before_call(
             for each in body[name] if isinstance(body.get(name), list) else ():
                 if isinstance(each, dict):
                     _spell_integers(each)
+                    _tell_items_apart(each)
+        _tell_items_apart(body)
         since, until = _instant(body.get("since")), _instant(body.get("until"))
         if since and until and until < since:
             body["since"], body["until"] = body["until"], body["since"]
@@ -76,6 +78,18 @@ def _spell_integers(body: dict[str, Any]) -> None:
         value = body.get(name)
         if isinstance(value, float) and value.is_integer():
             body[name] = int(value)
+
+
+def _tell_items_apart(body: dict[str, Any]) -> None:
+    """No client_ref occurs twice in a batch."""
+    items = body.get("items")
+    seen = set()
+    for item in items if isinstance(items, list) else ():
+        ref = item.get("client_ref") if isinstance(item, dict) else None
+        if isinstance(ref, str):
+            if ref in seen:
+                item["client_ref"] = new_id()
+            seen.add(ref)
 
 
 def _instant(value: Any) -> datetime | None:

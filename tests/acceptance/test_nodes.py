@@ -3,6 +3,7 @@
 import random
 import socket
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -112,7 +113,8 @@ def test_ten_kills_of_two_processes_lose_nothing(
             f"0 lost, {len(audit.recorded)} attempts, by process {audit.by_node()}, "
             f"{len(audit.strays)} repeated because a kill cut them; "
             f"takeover (lease {cluster.lease_ttl:g} s) {spread(takeovers)}; "
-            f"tries that failed {dict(load.repeats)}, slowest answer {load.slowest:.1f} s"
+            f"tries that failed {dict(load.repeats)}, slowest answer {load.slowest:.1f} s",
+            file=sys.stderr,
         )
     assert takeovers
     assert len(load.accepted) > 200
@@ -143,7 +145,8 @@ def test_drain_of_one_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFix
         print(
             f"\n4 drains of 2 processes on one port: {len(load.accepted)} batches accepted, "
             f"all delivered {settled:.1f} s after the last; {cut} attempts cut short; "
-            f"tries that failed {dict(load.repeats)}, slowest answer {load.slowest:.1f} s"
+            f"tries that failed {dict(load.repeats)}, slowest answer {load.slowest:.1f} s",
+            file=sys.stderr,
         )
     assert cut == 0
 
@@ -175,7 +178,8 @@ def test_waiting_retries_of_one_process_go_to_the_other(
     with capsys.disabled():
         print(
             f"\n1 of 2 processes was {how} with 200 retries waiting: the other had them after "
-            f"{taken:.2f} s (lease {cluster.lease_ttl:g} s)"
+            f"{taken:.2f} s (lease {cluster.lease_ttl:g} s)",
+            file=sys.stderr,
         )
     # Processes cannot tell each other: each looks every five seconds. It looks for dead ones every
     # third of a lease, and then takes at once what it finds.
@@ -213,5 +217,6 @@ def test_a_process_that_stands_still_sends_nothing_of_another(
     with capsys.disabled():
         print(
             f"\n1 of 2 processes stood still with 200 retries waiting: the other had them after "
-            f"{taken:.2f} s (lease {cluster.lease_ttl:g} s); nothing was sent twice"
+            f"{taken:.2f} s (lease {cluster.lease_ttl:g} s); nothing was sent twice",
+            file=sys.stderr,
         )

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from primeflowd.api import cursors
 from primeflowd.hookspecs import Page
-from primeflowd.model import new_id
 from tests.api.harness import Api, problem
 
+ID = "01920000-0000-7000-8000-00000000abcd"
 LISTS = ["/v1/batches", "/v1/deliveries", "/v1/callback-secrets", "/v1/keys"]
 
 
@@ -49,9 +49,9 @@ async def test_the_default_limit_is_50(api: Api) -> None:
         "MTIz",
         cursors.encode(1, "x"),
         cursors.encode(1, "01920000-0000-7000-8000-00000000ABCD"),
-        cursors.encode(-1, new_id()),
-        cursors.encode(2**63, new_id()),
-        cursors.encode(10**30, new_id()),
+        cursors.encode(-1, ID),
+        cursors.encode(2**63, ID),
+        cursors.encode(10**30, ID),
     ],
 )
 async def test_cursors_that_are_none(api: Api, path: str, cursor: str) -> None:
@@ -61,7 +61,7 @@ async def test_cursors_that_are_none(api: Api, path: str, cursor: str) -> None:
     assert cursor == "%ff" or response.json()["code"] == "invalid_cursor"
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "LTE", cursors.encode(1, new_id())])
+@pytest.mark.parametrize("cursor", ["", "x", "LTE", cursors.encode(1, ID)])
 async def test_cursors_of_items(api: Api, cursor: str) -> None:
     """2.9: those of another list are none here."""
     batch = await api.made("/v1/batches", {"items_total": 3})

@@ -15,12 +15,17 @@ from tests.cli.api_commands import Desk
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Of the commands: nothing of this machine's own state or keys."""
+def private_environment(directory: Path) -> dict[str, str]:
+    """Of commands in `directory`: nothing of this machine's own state or keys."""
     ours = {"PRIMEFLOWD_MASTER_KEY", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return kept | {"XDG_STATE_HOME": str(tmp_path / "state")}
+    return kept | {"XDG_STATE_HOME": str(directory / "state")}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of the commands of a test."""
+    return private_environment(tmp_path)
 
 
 @pytest.fixture

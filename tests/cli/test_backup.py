@@ -1,8 +1,11 @@
 """`backup` and `restore`: all of it is there again, and what must not be is refused."""
 
 import os
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -12,17 +15,30 @@ import pytest
 from primeflowd.testing.daemon_process import DaemonProcess, eventually
 from primeflowd.testing.load import Load
 from primeflowd.testing.receiver_process import ReceiverProcess
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, private_environment
 
 EGRESS = '[delivery.egress]\nallow = ["127.0.0.0/8"]\n'
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what `storage` copies."""
+    directory = tmp_path_factory.mktemp("left")
+    for words in (["init"], ["keys", "create", "--org", "acme"]):
+        subprocess.run(
+            [sys.executable, "-m", "primeflowd", *words],
+            cwd=directory,
+            env=private_environment(directory),
+            capture_output=True,
+            check=True,
+        )
+    return directory
+
+
 @pytest.fixture
-def storage(tmp_path: Path, primeflowd: Run) -> Path:
+def storage(tmp_path: Path, pristine: Path) -> Path:
     """A storage that a daemon could have left, and its master key."""
-    made = primeflowd("init")
-    assert made.returncode == 0, made.stderr
-    assert primeflowd("keys", "create", "--org", "acme").returncode == 0
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
     return tmp_path / "state" / "primeflowd" / "primeflowd.db"
 
 

@@ -47,8 +47,10 @@ def test_the_example_of_the_fixtures_runs(tmp_path: Path) -> None:
     (suite / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     (suite / "conftest.py").write_text('pytest_plugins = ["primeflowd.testing.fixtures"]\n')
     (suite / "test_mine.py").write_text(IMPORTS + cleandoc(example) + MORE)
+    # In a place of its own: the usual one is swept, and other sessions are at it.
+    own = f"--basetemp={tmp_path / 'temporary'}"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", own],
         cwd=suite,
         env={"PYTHONPATH": str(site.directory)},
         capture_output=True,

@@ -23,8 +23,8 @@ from primeflowd_postgresql.settings import Settings
 from primeflowd_postgresql.storage import open_postgresql
 
 QUICK = Settings(timeout=Duration("2s"))
-BOUND = 3.0
-"""Seconds: the timeout, the watchdog's rounding, and a loaded machine."""
+BOUND = 3.9
+"""Seconds: the timeout, the watchdog's rounding, and a loaded machine; less than two timeouts."""
 
 
 async def fails_in_time(storage: Storage, call: Callable[[], object]) -> None:
@@ -83,6 +83,8 @@ async def test_group_fails_together_when_the_network_swallows(proxied: str, prox
                 failed += 1
 
         await write("before")
+        # The listener connects by itself, on a loaded machine later than that.
+        await storage.wait_for_others()
         connected = proxy.accepted
         proxy.blackhole()
         began = monotonic()
