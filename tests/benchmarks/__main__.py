@@ -1,9 +1,10 @@
 """`python -m tests.benchmarks`: what one callback costs, beside what else one would build with.
 
 Without a flag: the comparison, in less than ten minutes, into `results/`. `--growth`, `--purge`,
-`--soak` and `--outbound` are measurements of their own. Two cores are needed, and a quiet machine
-if the figures are to mean anything. A run in which a callback is lost or repeated fails, says so,
-and writes no report.
+`--soak` and `--outbound` are measurements of their own. Each writes the README's part about speed
+anew, from what is in `results/` then; `--draw` measures nothing, and does that alone. Two cores are
+needed, and a quiet machine if the figures are to mean anything. A run in which a callback is lost
+or repeated fails, says so, and writes no report.
 """
 
 import argparse
@@ -13,10 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import compare, growth, outbound, purge, report, setup, soak
+from tests.benchmarks import compare, excerpt, growth, outbound, purge, report, setup, soak
+from tests.benchmarks.contenders.contender import REPOSITORY
+from tests.benchmarks.contenders.table import named
 from tests.benchmarks.rounds import Plan
 
 RESULTS = Path(__file__).parent / "results"
+README = REPOSITORY / "README.md"
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -29,6 +33,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     kind.add_argument("--setup", action="store_true", help="install what contenders need first")
     kind.add_argument(
         "--outbound", action="store_true", help="our transport alone, with TLS and without"
+    )
+    kind.add_argument(
+        "--draw", action="store_true", help="report and picture again, from results.json"
     )
     kind.add_argument("--growth", action="store_true", help="with 0 to 10,000,000 rows of history")
     kind.add_argument(
@@ -69,13 +76,35 @@ def _draw(found: compare.Comparison, path: Path) -> None:
         plot.draw(found, path)
 
 
+def _show(found: compare.Comparison, command: str, output: Path) -> None:
+    text = report.markdown(found, command)
+    report.write(output, {"results.md": text, "results.json": report.as_json(found, command)})
+    print(text)
+    _draw(found, output / "results.png")
+
+
+def _stored(directory: Path) -> tuple[compare.Comparison, str]:
+    return report.from_json((directory / "results.json").read_text("utf-8"), named())
+
+
 def main() -> None:
     """Parse the command line, measure, write, print."""
     # A run that is ended by a signal ends its daemons and removes its databases, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = options(sys.argv[1:])
     command = shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
+    _run(given, command)
+    # A part of the table is not for the README; another directory is for somebody's own eyes.
+    if given.output == RESULTS and not given.only and (RESULTS / "results.json").exists():
+        page = excerpt.put(README.read_text("utf-8"), excerpt.markdown(*_stored(RESULTS), RESULTS))
+        README.write_text(page, "utf-8")
+
+
+def _run(given: argparse.Namespace, command: str) -> None:
     plan = Plan(given.rounds, given.seconds, given.warm_up)
+    if given.draw:
+        _show(*_stored(given.output), given.output)
+        return
     if given.growth:
         growth.run(
             plan, [*given.history], given.waiting, given.disk, given.cache, given.output, command
@@ -93,10 +122,7 @@ def main() -> None:
     if given.setup:
         setup.install(given.cache)
     found = compare.compare(plan, given.disk, given.cache, given.only)
-    text = report.markdown(found, command)
-    report.write(given.output, {"results.md": text, "results.json": report.as_json(found, command)})
-    print(text)
-    _draw(found, given.output / "results.png")
+    _show(found, command, given.output)
 
 
 if __name__ == "__main__":

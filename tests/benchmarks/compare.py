@@ -60,7 +60,8 @@ def bench(disk: Path, cache: Path) -> Iterator[Bench]:
 def compare(plan: Plan, disk: Path, cache: Path, only: str) -> Comparison:
     """Raises Failed, when a contender loses or repeats a callback."""
     began = time.monotonic()
-    definitions = tuple(each for each in contenders() if only.lower() in each.name.lower())
+    rows = contenders(machine.apart(), machine.together())
+    definitions = tuple(each for each in rows if only.lower() in each.name.lower())
     facts = machine.facts(disk)
     not_run: dict[str, str] = {}
     versions: dict[str, str] = {}

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tests.benchmarks.compare import Comparison
 from tests.benchmarks.contenders.contender import HOSTS, Definition
 from tests.benchmarks.figures import Spread, ratios, spread
-from tests.benchmarks.rounds import BOUND, Sample
+from tests.benchmarks.rounds import BOUND, Plan, Sample
 
 BUSY: Final = 0.9
 """A load side that takes more of its core than this may be what limited the rate."""
@@ -123,6 +123,25 @@ def as_json(found: Comparison, command: str) -> str:
         "rounds": [[dataclasses.asdict(s) for s in each] for each in found.rounds],
     }
     return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str, known: Sequence[Definition]) -> tuple[Comparison, str]:
+    """What `as_json` was given. The definitions are those of `known` that took part.
+
+    Raises:
+        ValueError: somebody took part who is not known, or is no longer called so.
+    """
+    about = json.loads(text)
+    rounds = [[Sample(**sample) for sample in each] for each in about["rounds"]]
+    names = {sample.contender for each in rounds for sample in each} | about["not_run"].keys()
+    definitions = tuple(each for each in known if each.name in names)
+    if unknown := names - {each.name for each in definitions}:
+        raise ValueError(f"no contender is called {', '.join(sorted(unknown))}")
+    found = Comparison(
+        definitions, about["not_run"], about["versions"], about["facts"], Plan(**about["plan"]),
+        rounds, about["seconds"],
+    )  # fmt: skip
+    return found, about["command"]
 
 
 def write(directory: Path, texts: Mapping[str, str]) -> None:

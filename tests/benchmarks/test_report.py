@@ -1,6 +1,8 @@
 import json
 from dataclasses import asdict
 
+import pytest
+
 from tests.benchmarks import report
 from tests.benchmarks.compare import Comparison
 from tests.benchmarks.contenders.contender import Definition
@@ -82,3 +84,16 @@ def test_every_raw_round_is_in_the_json() -> None:
     stored = json.loads(report.as_json(found, "cmd"))
     assert stored["rounds"] == [[asdict(s) for s in each] for each in found.rounds]
     assert stored["not_run"] == {"other": "no such thing"}
+
+
+def test_the_json_gives_the_comparison_again() -> None:
+    found = comparison()
+    assert report.from_json(report.as_json(found, "cmd"), found.definitions) == (found, "cmd")
+
+
+def test_a_row_of_the_json_that_is_no_contender_any_more_is_refused() -> None:
+    found = comparison()
+    with pytest.raises(ValueError, match="no contender is called primeflowd, single"):
+        report.from_json(
+            report.as_json(found, "cmd"), found.definitions[2:] + found.definitions[:1]
+        )

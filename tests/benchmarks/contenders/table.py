@@ -5,17 +5,22 @@ from tests.benchmarks.contenders.celery_redis import Celery
 from tests.benchmarks.contenders.contender import Definition
 from tests.benchmarks.contenders.direct import ReceiverAlone
 from tests.benchmarks.contenders.primeflowd import Primeflowd
-from tests.benchmarks.machine import apart, together
+from tests.benchmarks.machine import Cores
 
 _HYPERCORN = '[api]\nserver = "hypercorn"\n'
 
 
-def contenders() -> tuple[Definition, ...]:
-    """All rows, in the order of the table.
+def named() -> tuple[Definition, ...]:
+    """All rows, to look them up: which cores they would have here does not matter."""
+    one, both = frozenset({0}), frozenset({0, 1})
+    return contenders(Cores(one, both - one), Cores(both, both))
+
+
+def contenders(one: Cores, both: Cores) -> tuple[Definition, ...]:
+    """All rows, in the order of the table: most have one core, some share both with the load.
 
     The first row of primeflowd of each size is what others of that size are compared with.
     """
-    one, both = apart(), together()
     return (
         ReceiverAlone(one),
         Primeflowd("primeflowd, single POST", 1, one),
