@@ -2,9 +2,11 @@
 
 Of several nodes the eldest does it for all; that another one does it too, for a moment, is
 harmless. A purge goes through the storage step by step: looks, on a reader's snapshot, for the
-next that is old, and removes it in a short transaction that looks again. After each step it
-pauses for several times as long as the step took, so that a storage that is busy is left alone the
-more, and before each it waits for a backlog of writes to pass.
+next that is old, and removes it in a short transaction that looks again. How much goes in one
+follows from what the last ones took: callbacks that are committed with it wait for a millisecond or
+two. After each step it pauses for several times as long as the step took, so that a storage that is
+busy is left alone the more, and before each it waits for a backlog of writes to pass. While nobody
+else writes, steps are longer and pauses short: then it removes most.
 
 Where it stands is kept in memory: it starts over with each purge, or once a day where starting
 over means to look at all that is kept. A purge that is cut short, at whatever moment, has removed
@@ -13,8 +15,9 @@ whole batches, and the next one goes on.
 While storage is out of reach there is no purge; the next one makes up for it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Final, TypeVar
 
@@ -24,26 +27,27 @@ import trio
 from primeflowd.clock import Clock
 from primeflowd.config import RetentionSettings
 from primeflowd.errors import StorageUnavailable
-from primeflowd.hookspecs import BatchPosition, Storage, Tx
+from primeflowd.hookspecs import BatchPosition, Removed, Storage, Tx
 from primeflowd.instants import DAY, SECOND, Micros
 from primeflowd.model import first_id
+from primeflowd.pace import BUSY, LATE, QUIET, Pace, Speed
 
 T = TypeVar("T")
 
 KINDS: Final = ("batches", "items", "deliveries", "attempts", "answers", "response_bodies")
 
-ROWS: Final = 300
-"""About as many go in one transaction."""
+CALM: Final = 1.0
+"""It is quiet once nobody else has written for so many seconds."""
 
-LOOKED_AT: Final = 1_000
+LATE_AFTER: Final = 12 * 3600.0
+"""Seconds from the beginning of a purge until it is late, and takes more of the writer's time: what
+comes in all day must not fill the disk."""
+
+LOOKED_AT: Final = 500
 """Rows that one look goes through, at most."""
 
-GIVEN_BACK: Final = 64 * 4096
-"""Bytes given back to the file system in one transaction."""
-
-PAUSE: Final = 9
-"""A step is followed by a pause of so many times what it took: the writer has at least nine tenths
-of its time for callbacks."""
+_OCTETS: Final = 4096
+"""Bytes given back to the file system for what would be one row."""
 
 CROWD: Final = 100
 PATIENCE: Final = 5.0
@@ -72,15 +76,22 @@ class Retention:
         settings: RetentionSettings,
         clock: Clock,
         is_eldest: Callable[[], bool] = lambda: True,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`is_eldest`: of several nodes only one purges for all."""
+        """`is_eldest`: of several nodes only one purges for all. `timer`: seconds, for what steps
+        take; it is called in the storage's thread."""
         self.removed: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self.purged_at: Micros | None = None
         self._storage = storage
         self._settings = settings
         self._clock = clock
         self._is_eldest = is_eldest
+        self._timer = timer
         self._nap = trio.CancelScope()
+        # By what a step removes. How many writes others have made, and since when none.
+        self._speeds: dict[str, Speed] = defaultdict(Speed)
+        self._own = self._others = 0
+        self._calm_since = self._began = trio.current_time()
         # Everything up to here was looked at, since then.
         self._bodies_after = ""
         self._bodies_began: Micros = 0
@@ -109,6 +120,7 @@ class Retention:
 
     async def _purge(self) -> None:
         self._check_eldest()
+        self._began = trio.current_time()
         began, before = self._clock.now(), self.removed.copy()
         try:
             await self._remove_answers()
@@ -123,9 +135,11 @@ class Retention:
 
     async def _remove_answers(self) -> None:
         created_before = self._clock.now() - self._settings.answers.micros
-        count = ROWS
-        while count == ROWS:
-            count = await self._step(lambda tx: tx.delete_answers(created_before, ROWS))
+        limit = count = 0
+        while count == limit:
+            limit = self._amount("answers")
+            remove = methodcaller("delete_answers", created_before, limit)
+            count = await self._step("answers", remove, int)
             self.removed["answers"] += count
 
     async def _forget_bodies(self) -> None:
@@ -140,9 +154,12 @@ class Retention:
         while end is not None:
             look = methodcaller("old_bodies", before, self._bodies_after, LOOKED_AT)
             ids, end = await self._look(look)
-            for some in _portions(ids, ROWS):
+            while ids:
+                some = ids[: self._amount("response_bodies")]
+                ids = ids[len(some) :]
                 forget = methodcaller("forget_bodies", some, before)
-                self.removed["response_bodies"] += await self._step(forget)
+                forgotten = await self._step("response_bodies", forget, int)
+                self.removed["response_bodies"] += forgotten
             self._bodies_after = first_id(before) if end is None else end
 
     async def _remove_batches(self) -> None:
@@ -155,15 +172,19 @@ class Retention:
         while not at_end:
             look = methodcaller("expired_batches", before, position, LOOKED_AT)
             expired, position = await self._look(look)
-            # Most have a row of each kind, besides items.
-            for some in _portions(expired, ROWS // 3):
+            while expired:
+                # Most have a row of each kind, besides items.
+                some = expired[: self._amount("batches") // 3]
+                expired = expired[len(some) :]
                 await self._remove(some, before)
             at_end = position is None
 
     async def _remove(self, batches: Sequence[tuple[str, str]], before: Micros) -> None:
         complete = False
         while not complete:
-            gone = await self._step(lambda tx: tx.remove_batches(batches, before, ROWS))
+            rows = self._amount("batches")
+            remove = methodcaller("remove_batches", batches, before, rows)
+            gone = await self._step("batches", remove, _rows_of)
             for kind in ("batches", "items", "deliveries", "attempts"):
                 self.removed[kind] += getattr(gone, kind)
             complete = gone.complete
@@ -171,16 +192,26 @@ class Retention:
     async def _give_back(self) -> None:
         left = given = await self._look(lambda tx: tx.give_back(0))
         while left:
-            left = await self._step(lambda tx: tx.give_back(GIVEN_BACK))
+            left = await self._give_some()
         if given:
+            await self._look(lambda tx: tx.give_back(0))
             log.info("space_given_back", octets=given)
 
-    async def _look(self, function: Callable[[Tx], T]) -> T:
-        self._check_eldest()
-        return await self._storage.read(function)
+    async def _give_some(self) -> int:
+        rows = self._amount("space")
+        give = methodcaller("give_back", rows * _OCTETS)
+        return await self._step("space", give, lambda _: rows)
 
-    async def _step(self, function: Callable[[Tx], T]) -> T:
-        """One small transaction, and a pause.
+    async def _look(self, function: Callable[[Tx], T]) -> T:
+        """Raises as _step."""
+        self._check_eldest()
+        pace, began = self._pace(), trio.current_time()
+        result = await self._storage.read(function)
+        await trio.sleep(pace.rest * (trio.current_time() - began))
+        return result
+
+    async def _step(self, kind: str, function: Callable[[Tx], T], rows: Callable[[T], int]) -> T:
+        """One small transaction, and a pause. `rows`: how many went, by its result.
 
         Raises:
             StorageUnavailable, _Resigned: nothing was done.
@@ -189,15 +220,39 @@ class Retention:
             while self._storage.statistics().backlog > CROWD:  # noqa: ASYNC110 -- nobody tells
                 await trio.sleep(_LOOK_EVERY)
         self._check_eldest()
-        began = trio.current_time()
-        result = await self._storage.write(function)
-        await trio.sleep(PAUSE * (trio.current_time() - began))
+        pace, began = self._pace(), trio.current_time()
+        result, took = await self._storage.write(self._timed(function))
+        self._own += 1
+        self._speeds[kind].learn(rows(result), took)
+        await trio.sleep(pace.rest * (trio.current_time() - began))
         return result
+
+    def _timed(self, function: Callable[[Tx], T]) -> Callable[[Tx], tuple[T, float]]:
+        def timed(tx: Tx) -> tuple[T, float]:
+            began = self._timer()
+            return function(tx), self._timer() - began
+
+        return timed
+
+    def _pace(self) -> Pace:
+        statistics = self._storage.statistics()
+        others = statistics.operations + statistics.backlog - self._own
+        if others != self._others:
+            self._others, self._calm_since = others, trio.current_time()
+        now = trio.current_time()
+        if now - self._calm_since >= CALM:
+            return QUIET
+        return LATE if now - self._began >= LATE_AFTER else BUSY
+
+    def _amount(self, kind: str) -> int:
+        """Rows for the next step of this kind."""
+        pace = self._pace()
+        return self._speeds[kind].rows(pace.aim, pace.most)
 
     def _check_eldest(self) -> None:
         if not self._is_eldest():
             raise _Resigned
 
 
-def _portions(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (values[start : start + size] for start in range(0, len(values), size))
+def _rows_of(gone: Removed) -> int:
+    return gone.batches + gone.items + gone.deliveries + gone.attempts

@@ -259,8 +259,9 @@ class Tx(Protocol):
 
     def give_back(self, octets: int) -> int:
         """Give unused space back to the file system, about so much; how much is left to give. 0
-        only asks, and may be asked of a reader. A storage that does it by itself, or keeps it for
-        what is to come, has none."""
+        only asks, and may be asked of a reader, which also sees to it that what was given back
+        before leaves the file. A storage that does it by itself, or keeps it for what is to come,
+        has none."""
         ...
 
     # Bulk redelivery

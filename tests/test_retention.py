@@ -16,7 +16,8 @@ from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import BatchFilter, Page, Tx
 from primeflowd.instants import DAY, HOUR, MINUTE, SECOND, Micros
 from primeflowd.model import Batch
-from primeflowd.retention import CROWD, PATIENCE, PAUSE, ROWS, Retention
+from primeflowd.pace import BUSY, LATE, LEAST, QUIET
+from primeflowd.retention import CROWD, LATE_AFTER, PATIENCE, Retention
 from primeflowd.testing.conformance.base import store
 from primeflowd.testing.conformance.retention import at, ended, put_attempts
 from primeflowd.testing.factories import ORG, make_answer, make_attempt
@@ -31,8 +32,15 @@ class House:
         self.storage = storage
         self.clock = TrioClock()
         self.eldest = True
+        self.seconds = 0.0
+        """What each step takes of the storage's time."""
+        self._elapsed = 0.0
         given = RetentionSettings(**{key: Duration(text) for key, text in settings.items()})
-        self.retention = Retention(storage, given, self.clock, lambda: self.eldest)
+        self.retention = Retention(storage, given, self.clock, lambda: self.eldest, self._timer)
+
+    def _timer(self) -> float:
+        self._elapsed += self.seconds
+        return self._elapsed
 
     def ago(self, span: Micros) -> Micros:
         return self.clock.now() - span
@@ -98,7 +106,7 @@ async def test_many_go_in_small_transactions(autojump_clock: MockClock) -> None:
         before = house.storage.statistics().commits
         await trio.sleep(601)
         assert house.retention.removed["batches"] == len(many)
-        assert house.storage.statistics().commits - before >= 2_500 * 3 // ROWS
+        assert house.storage.statistics().commits - before >= 2_500 * 3 // BUSY.most
 
 
 async def test_an_idle_daemon_writes_nothing(autojump_clock: MockClock) -> None:
@@ -177,7 +185,7 @@ async def test_many_answers_go_at_once_in_small_transactions(autojump_clock: Moc
     """2.6: no purge holds up a callback; none leaves a backlog."""
     async with running() as house:
         created_at = house.ago(2 * DAY)
-        keys = [str(number) for number in range(3 * ROWS + 1)]
+        keys = [str(number) for number in range(3 * BUSY.most + 1)]
 
         def put(tx: Tx) -> None:
             for key in keys:
@@ -187,7 +195,7 @@ async def test_many_answers_go_at_once_in_small_transactions(autojump_clock: Moc
         before = house.storage.statistics().commits
         await trio.sleep(601)
         assert not any([await house.answer_exists(key) for key in keys])
-        assert house.storage.statistics().commits == before + 4
+        assert house.storage.statistics().commits == before + 5
         assert house.retention.removed["answers"] == len(keys)
 
 
@@ -229,14 +237,14 @@ async def test_only_the_eldest_purges(autojump_clock: MockClock) -> None:
 async def test_a_node_that_is_eldest_no_more_stops(autojump_clock: MockClock) -> None:
     """After the step that it has begun."""
     async with running() as house:
-        many = [at(house.ago(31 * DAY)) for _ in range(2 * ROWS)]
+        many = [at(house.ago(31 * DAY)) for _ in range(2 * BUSY.most)]
         await store(house.storage, *many)
         await trio.sleep(600)
         while not house.retention.removed["batches"]:
             await trio.lowlevel.checkpoint()
         house.eldest = False
         await trio.sleep(1_800)
-        assert len(await house.batches()) >= len(many) - 2 * (ROWS // 3)
+        assert len(await house.batches()) >= len(many) - 2 * (BUSY.most // 3)
 
 
 async def test_it_waits_while_writes_wait(autojump_clock: MockClock) -> None:
@@ -264,10 +272,86 @@ async def test_it_pauses_for_as_long_as_the_storage_is_slow(autojump_clock: Mock
         await trio.sleep(1 + 10)
         before = house.storage.statistics().commits
         house.storage.resume()
-        await trio.sleep(10 * PAUSE - 1)
+        await trio.sleep(10 * BUSY.rest - 1)
         assert house.storage.statistics().commits == before + 1
         await trio.sleep(2)
         assert not await house.batches()
+
+
+async def test_it_hurries_while_nobody_else_writes(autojump_clock: MockClock) -> None:
+    """Once that has been so for a second, it takes up to half of the time."""
+    async with running() as house:
+        await store(house.storage, at(house.ago(30 * DAY) + 700 * SECOND))
+        await trio.sleep(1_199)
+        house.storage.hold()
+        await trio.sleep(1 + 10)
+        before = house.storage.statistics().commits
+        house.storage.resume()
+        await trio.sleep(10 * QUIET.rest - 1)
+        # Of the answers.
+        assert house.storage.statistics().commits == before + 1
+        await trio.sleep(2)
+        assert not await house.batches()
+
+
+async def test_a_purge_that_lasts_all_day_takes_more(autojump_clock: MockClock) -> None:
+    """While others write, too: what comes in must not fill the disk."""
+    async with running() as house:
+        await store(house.storage, *(at(house.ago(31 * DAY)) for _ in range(40)))
+        await trio.sleep(599)
+        house.storage.hold()
+        await trio.sleep(1 + LATE_AFTER)
+        house.storage.resume()
+        # Of the answers; the pause has the length that it had when they were removed.
+        await trio.sleep(LATE_AFTER * BUSY.rest - 1)
+        await store(house.storage, at(house.clock.now()))
+        house.storage.hold()
+        await trio.sleep(1 + 10)
+        before = house.storage.statistics().commits
+        house.storage.resume()
+        await trio.sleep(10 * LATE.rest - 1)
+        assert house.storage.statistics().commits == before + 1
+        await trio.sleep(2)
+        assert house.storage.statistics().commits == before + 2
+
+
+async def _steps_for(house: House, answers: int, purge_at: float) -> int:
+    """How many it takes to remove so many answers at that time."""
+    created_at = house.clock.now() + round(purge_at - trio.current_time() - 1) * SECOND - DAY
+
+    def put(tx: Tx) -> None:
+        for number in range(answers):
+            tx.put_answer(make_answer(key=str(number), created_at=created_at))
+
+    await house.storage.write(put)
+    before = house.storage.statistics().commits
+    await trio.sleep_until(purge_at + 1)
+    assert house.retention.removed["answers"] == answers
+    return house.storage.statistics().commits - before
+
+
+async def test_steps_that_take_long_become_short(autojump_clock: MockClock) -> None:
+    """2.6: while others write, whoever is committed with one waits for a millisecond or two."""
+    async with running() as house:
+        house.seconds = 2 * BUSY.aim
+        steps = await _steps_for(house, 60 + 20 * LEAST, trio.current_time() + 600)
+        # The first is of sixty; one finds that nothing is left.
+        assert steps == 1 + 20 + 1
+
+
+async def test_steps_may_be_longer_while_nobody_waits(autojump_clock: MockClock) -> None:
+    async with running() as house:
+        house.seconds = 0.4 * QUIET.aim
+        steps = await _steps_for(house, 60 + 20 * LEAST, trio.current_time() + 1_200)
+        # One of them when there was nothing yet; then 60, 120, 200, 290.
+        assert steps == 1 + 4
+
+
+async def test_steps_that_take_nothing_are_bounded(autojump_clock: MockClock) -> None:
+    async with running() as house:
+        answers = 60 + 120 + 240 + 3 * BUSY.most
+        steps = await _steps_for(house, answers, trio.current_time() + 600)
+        assert steps == 6 + 1
 
 
 def _fresh(house: House, number: int) -> Batch:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Delete,
     Integer,
     Select,
     Table,
@@ -101,6 +102,65 @@ _with_old_bodies: Final = (
 )
 
 
+# Made once: to make six statements anew costs a step more than what it removes.
+
+
+def _of_batches(table: Table) -> tuple[ColumnElement[bool], ...]:
+    key = table.c.id if table is batches else table.c.batch_id
+    return key.in_(bindparam("ids", expanding=True)), hidden(table.c.org_id) == bindparam("org")
+
+
+_ended: Final = (
+    select(batches.c.id, batches.c.items_total)
+    .where(
+        *_of_batches(batches),
+        batches.c.status.in_(TERMINAL_BATCH),
+        batches.c.updated_at < bindparam("before"),
+    )
+    .order_by(batches.c.id)
+)
+# One that somebody else is changing at this moment is not old.
+_ended_and_free: Final = _ended.with_for_update(skip_locked=True)
+
+_alive: Final = select(deliveries.c.batch_id).where(
+    *_of_batches(deliveries),
+    or_(
+        deliveries.c.status.not_in(TERMINAL_DELIVERY),
+        # A sender may be on it still, and has to find it.
+        deliveries.c.claimed_by.is_not(None),
+        deliveries.c.updated_at >= bindparam("before"),
+    ),
+)
+_parts: Final = (
+    select(deliveries.c.batch_id, deliveries.c.id, deliveries.c.attempt_count)
+    .where(*_of_batches(deliveries))
+    .order_by(deliveries.c.batch_id, deliveries.c.created_at)
+    .limit(bindparam("rows", type_=Integer))
+)
+
+_item_key: Final = (items.c.batch_id, items.c.sequence_index)
+_of_org: Final = items.c.org_id == bindparam("org")
+_some_items: Final = (
+    select(*_item_key)
+    .where(items.c.batch_id.in_(bindparam("ids", expanding=True)), _of_org)
+    .limit(bindparam("rows", type_=Integer))
+)
+_remove_items: Final = delete(items).where(tuple_(*_item_key).in_(_some_items), _of_org)
+_remove_batches: Final = delete(batches).where(*_of_batches(batches))
+_remove_deliveries: Final = delete(deliveries).where(
+    deliveries.c.id.in_(bindparam("ids", expanding=True)),
+    hidden(deliveries.c.org_id) == bindparam("org"),
+)
+_remove_attempts: Final = delete(attempts).where(
+    attempts.c.delivery_id.in_(bindparam("ids", expanding=True))
+)
+_forget_bodies: Final = (
+    update(attempts)
+    .values(response_body=None)
+    .where(attempts.c.delivery_id.in_(bindparam("ids", expanding=True)), *_has_old_body)
+)
+
+
 class RetentionStatements(Session):
     def expired_batches(
         self, before: Micros, after: BatchPosition | None, limit: int
@@ -149,12 +209,12 @@ class RetentionStatements(Session):
     def _remove(self, org_id: str, ids: list[str], before: Micros, limit: int) -> Removed:
         """As remove_batches, of one org."""
         dead = self._dead(org_id, ids, before)
-        parts = select(deliveries.c.batch_id, deliveries.c.id, deliveries.c.attempt_count)
-        parts = parts.where(*_of_batches(deliveries, org_id, dead))
-        parts = parts.order_by(deliveries.c.batch_id, deliveries.c.created_at).limit(limit + 1)
+        if not dead:
+            return Removed()
         chosen: list[str] = []
         whole, rows = list(dead), 0
-        for batch_id, delivery_id, attempt_count in self._read(parts):
+        parts = self._read(_parts, {"ids": whole, "org": org_id, "rows": limit + 1})
+        for batch_id, delivery_id, attempt_count in parts:
             if rows >= limit:
                 # Its batch has to wait, and whatever comes after it.
                 whole = [each for each in dead if each < batch_id]
@@ -163,52 +223,30 @@ class RetentionStatements(Session):
             rows += 1 + attempt_count
         complete = len(whole) == len(dead)
         having_items = [batch_id for batch_id in whole if dead[batch_id] is not None]
-        removed_items = self._remove_items(org_id, having_items, limit) if having_items else 0
+        removed_items = self._remove_some(_remove_items, having_items, org_id, limit)
         if removed_items == limit:
             whole, complete = [], False
         return Removed(
-            batches=self._write(delete(batches).where(*_of_batches(batches, org_id, whole))),
+            batches=self._remove_some(_remove_batches, whole, org_id),
             items=removed_items,
-            deliveries=self._write(
-                delete(deliveries).where(
-                    deliveries.c.id.in_(chosen), hidden(deliveries.c.org_id) == org_id
-                )
-            ),
-            attempts=self._write(delete(attempts).where(attempts.c.delivery_id.in_(chosen))),
+            deliveries=self._remove_some(_remove_deliveries, chosen, org_id),
+            attempts=self._write(_remove_attempts, {"ids": chosen}) if chosen else 0,
             complete=complete,
         )
 
     def _dead(self, org_id: str, ids: list[str], before: Micros) -> dict[str, int | None]:
         """Those of these batches that may go, ascending, with their numbers of items. They stay as
         they are until the transaction ends: who wants to redeliver one has to wait for it."""
-        ended = select(batches.c.id, batches.c.items_total).where(
-            *_of_batches(batches, org_id, ids),
-            batches.c.status.in_(TERMINAL_BATCH),
-            batches.c.updated_at < before,
-        )
-        if self._writes:
-            # One that somebody else is changing at this moment is not old.
-            ended = ended.with_for_update(skip_locked=True)
-        dead = {row.id: row.items_total for row in self._read(ended.order_by(batches.c.id))}
-        alive = select(deliveries.c.batch_id).where(
-            *_of_batches(deliveries, org_id, list(dead)),
-            or_(
-                deliveries.c.status.not_in(TERMINAL_DELIVERY),
-                # A sender may be on it still, and has to find it.
-                deliveries.c.claimed_by.is_not(None),
-                deliveries.c.updated_at >= before,
-            ),
-        )
-        for row in self._read(alive):
+        values = {"ids": ids, "org": org_id, "before": before}
+        ended = _ended_and_free if self._writes else _ended
+        dead = {row.id: row.items_total for row in self._read(ended, values)}
+        for row in self._read(_alive, {**values, "ids": list(dead)}) if dead else ():
             dead.pop(row.batch_id, None)
         return dead
 
-    def _remove_items(self, org_id: str, batch_ids: list[str], limit: int) -> int:
-        key = (items.c.batch_id, items.c.sequence_index)
-        some = select(*key).where(items.c.batch_id.in_(batch_ids), items.c.org_id == org_id)
-        return self._write(
-            delete(items).where(tuple_(*key).in_(some.limit(limit)), items.c.org_id == org_id)
-        )
+    def _remove_some(self, statement: Delete, ids: list[str], org_id: str, rows: int = 0) -> int:
+        limit = {"rows": rows} if rows else {}
+        return self._write(statement, {"ids": ids, "org": org_id, **limit}) if ids else 0
 
     def old_bodies(self, before: Micros, after: str, limit: int) -> tuple[list[str], str | None]:
         end = first_id(before)
@@ -223,16 +261,19 @@ class RetentionStatements(Session):
         return ids, found[0].delivery_id if found else None
 
     def forget_bodies(self, delivery_ids: Collection[str], before: Micros) -> int:
-        change = update(attempts).values(response_body=None)
         return sum(
-            self._write(
-                change.where(attempts.c.delivery_id.in_(chunk), *_has_old_body), {"before": before}
-            )
+            self._write(_forget_bodies, {"ids": chunk, "before": before})
             for chunk in chunks(delivery_ids)
         )
 
     def give_back(self, octets: int) -> int:
-        if self._hot.dialect.name != "sqlite" or self._pragma("auto_vacuum") != _INCREMENTAL:
+        if self._hot.dialect.name != "sqlite":
+            return 0
+        if not octets and not self._writes:
+            # The file becomes shorter when the log is moved into it, which only commits do by
+            # themselves. Moved from here it holds up nobody. First of all: not in a transaction.
+            self._read(text("PRAGMA wal_checkpoint(PASSIVE)"))
+        if self._pragma("auto_vacuum") != _INCREMENTAL:
             return 0
         size = self._pragma("page_size")
         if count := min(self._surplus(), octets // size):
@@ -256,8 +297,3 @@ class RetentionStatements(Session):
     def _pragma(self, name: str) -> int:
         value: int = self._read(text(f"PRAGMA {name}"))[0][0]
         return value
-
-
-def _of_batches(table: Table, org_id: str, ids: Collection[str]) -> tuple[ColumnElement[bool], ...]:
-    key = table.c.id if table is batches else table.c.batch_id
-    return key.in_(ids), hidden(table.c.org_id) == org_id
