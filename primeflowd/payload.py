@@ -79,6 +79,21 @@ def canonical(document: bytes | msgspec.Raw) -> bytes:
     return _QUOTE.join(parts)
 
 
+def compacted(document: bytes) -> bytes | None:
+    """A document in which every value is in canonical form, so that none needs to be rewritten by
+    itself; None if that takes more than leaving out spaces, or the document is malformed.
+
+    Args:
+        document: passed check_document.
+    """
+    if b"\\" in document:
+        return None
+    try:
+        return _format(document, indent=-1)
+    except msgspec.DecodeError:
+        return None
+
+
 def freeze(
     *,
     batch_id: str,

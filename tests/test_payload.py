@@ -169,6 +169,19 @@ values = st.recursive(
 )
 
 
+@given(documents)
+def test_what_is_compacted_has_every_value_in_canonical_form(document: bytes) -> None:
+    """4.4: as if each had been rewritten by itself."""
+    whole = payload.compacted(b'{"a" : %b , "b":[ %b ]}' % (document, document))
+    one = canonical(document)
+    assert whole == (None if b"\\" in document else b'{"a":%b,"b":[%b]}' % (one, one))
+
+
+@pytest.mark.parametrize("malformed", [b"", b"{", b"[1,]", b"{} {}"])
+def test_nothing_malformed_is_compacted(malformed: bytes) -> None:
+    assert payload.compacted(malformed) is None
+
+
 @given(values, st.booleans(), st.sampled_from([None, 0, 2, "\t"]))
 def test_canonical_agrees_with_json_dumps(
     value: object, ascii_only: bool, indent: int | str | None

@@ -1,6 +1,6 @@
 """`/v1/batches`: registering, finding, ending and cancelling batches (contract section 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Final, TypeVar, get_args
@@ -26,6 +26,7 @@ from primeflowd.lifecycle import (
     create_batches,
 )
 from primeflowd.model import TERMINAL_BATCH, Batch, BatchStatus, TerminalStatus
+from primeflowd.payload import compacted
 
 MAX_BULK: Final = 1000
 MOST_AT_ONCE: Final = 2**20
@@ -117,30 +118,38 @@ async def create(call: Call) -> Answer:
 
 async def create_bulk(call: Call) -> Answer:
     """Register up to 1000 batches in one transaction, each standing alone."""
-    news: list[NewBatch] = []
-    results: list[Refused | None] = []
-    for sent in await _bulk_bodies(call):
-        try:
-            body = decode.document(sent, _batch) if isinstance(sent, Raw) else sent
-            news.append(_new_batch(body))
-            results.append(None)
-        except InvalidRequest as refused:
-            results.append(refused)
+    raw = await decode.checked_body(call, call.services.config.api.max_bulk_body)
+    read = _read_together(raw) or _read_one_by_one(raw)
+    news = [new for new in read if not isinstance(new, Refused)]
     operation = partial(create_batches, org_id=call.org_id, news=news)
-    return await idempotency.perform(call, operation, partial(_bulk_answer, results))
+    return await idempotency.perform(call, operation, partial(_bulk_answer, read))
 
 
-async def _bulk_bodies(call: Call) -> Sequence[BatchBody | Raw]:
-    """The batches of a bulk request, each still to be decoded if there is anything wrong.
+def _read_together(raw: bytes) -> Sequence[NewBatch] | None:
+    """The batches of a bulk request, in one go; None if there is anything wrong, or too much."""
+    if len(raw) > MOST_AT_ONCE:
+        return None
+    verbatim, compact = decode.verbatim, compacted(raw)
+    if compact is not None:
+        raw, verbatim = compact, decode.compact
+    with suppress(InvalidRequest):
+        return [_new_batch(body, verbatim) for body in decode.document(raw, _bulk).batches]
+    return None
+
+
+def _read_one_by_one(raw: bytes) -> Sequence[NewBatch | Refused]:
+    """The same, or why each was refused.
 
     Raises:
         InvalidRequest: for all that is beside the batches themselves.
     """
-    limit = call.services.config.api.max_bulk_body
-    if len(await call.body(limit)) <= MOST_AT_ONCE:
-        with suppress(InvalidRequest):
-            return (await decode.body(call, _bulk, limit=limit)).batches
-    return (await decode.body(call, _raw_bulk, limit=limit)).batches
+    read: list[NewBatch | Refused] = []
+    for sent in decode.document(raw, _raw_bulk).batches:
+        try:
+            read.append(_new_batch(decode.document(sent, _batch)))
+        except InvalidRequest as refused:
+            read.append(refused)
+    return read
 
 
 async def list_page(call: Call) -> Answer:
@@ -212,7 +221,9 @@ def choice(call: Call, name: str, allowed: tuple[S, ...]) -> S | None:
     raise decode.invalid(name, "expected one of " + ", ".join(allowed))
 
 
-def _new_batch(body: BatchBody) -> NewBatch:
+def _new_batch(
+    body: BatchBody, verbatim: Callable[[Raw], bytes | None] = decode.verbatim
+) -> NewBatch:
     """Everything about a new batch that can be wrong whatever the storage holds."""
     status = body.status or "queued"
     batch_id = canonical_uuid(body.id) if body.id is not None else None
@@ -220,6 +231,7 @@ def _new_batch(body: BatchBody) -> NewBatch:
         raise decode.invalid("id", "expected a UUID")
     if body.items is not None and body.items_total is not None:
         raise decode.invalid("items_total", "give either items or items_total")
+    metadata = verbatim(body.metadata)
     started_at, completed_at = body.started_at, body.completed_at
     if completed_at is not None and status not in TERMINAL_BATCH:
         raise decode.invalid("completed_at", f"a batch that is {status} has not ended")
@@ -232,11 +244,11 @@ def _new_batch(body: BatchBody) -> NewBatch:
         id=batch_id,
         plan_id=decode.plan_id(body.plan_id) if body.plan_id else "",
         callback_url=body.callback_url,
-        metadata=decode.verbatim_or_null(body.metadata),
+        metadata=None if metadata == b"null" else metadata,
         items=None if body.items is None else _new_items(body.items),
         items_total=body.items_total,
         status=status,
-        output=decode.verbatim(body.output),
+        output=verbatim(body.output),
         started_at=None if started_at is None else decode.instant(started_at, "started_at"),
         completed_at=(
             None if completed_at is None else decode.instant(completed_at, "completed_at")
@@ -285,17 +297,19 @@ def _ended(result: tuple[Batch, bool]) -> Answer:
     return shapes.answer(201 if changed else 200, shapes.batch(batch))
 
 
-def _bulk_answer(refusals: list[Refused | None], made: list[Batch | Refused]) -> Answer:
-    """The answer to a bulk request: `made` fills the places where `refusals` has None."""
-    remaining = iter(made)
-    results: list[Accepted | NotAccepted] = []
-    for index, refusal in enumerate(refusals):
-        result = next(remaining) if refusal is None else refusal
-        if isinstance(result, Refused):
-            results.append(NotAccepted(index, envelope(result)))
-        else:
-            results.append(Accepted(index, result.id, result.status))
-    return shapes.answer(200, {"results": results})
+def _bulk_answer(read: Sequence[NewBatch | Refused], made: Sequence[Batch | Refused]) -> Answer:
+    """The answer to a bulk request: `made` has a place for each of `read` that was not refused."""
+    results: Sequence[Batch | Refused] = made
+    if len(made) < len(read):
+        remaining = iter(made)
+        results = [each if isinstance(each, Refused) else next(remaining) for each in read]
+    entries = [
+        NotAccepted(index, envelope(result))
+        if isinstance(result, Refused)
+        else Accepted(index, result.id, result.status)
+        for index, result in enumerate(results)
+    ]
+    return shapes.answer(200, {"results": entries})
 
 
 _PATH: Final = "/v1/batches"

@@ -55,6 +55,17 @@ async def body(
     raw = await call.body(limit)
     if not raw and may_be_absent:
         return decoder.decode(b"{}")
+    return document(await checked_body(call, limit), decoder)
+
+
+async def checked_body(call: Call, limit: int | None) -> bytes:
+    """The body of a request, which says of itself that it is JSON; its UTF-8 and depth are checked.
+
+    Raises:
+        InvalidRequest: `invalid_json`.
+        Rejected: 413, 415.
+    """
+    raw = await call.body(limit)
     content_type = call.headers.get("Content-Type")
     if content_type != "application/json" and not _JSON.fullmatch((content_type or "").strip()):
         raise Rejected(
@@ -64,7 +75,7 @@ async def body(
         check_document(raw)
     except InvalidJson as error:
         raise InvalidRequest("invalid_json", f"the body is not JSON: {error}") from error
-    return document(raw, decoder)
+    return raw
 
 
 def document(raw: bytes | Raw, decoder: msgspec.json.Decoder[T]) -> T:
@@ -100,6 +111,11 @@ def verbatim_or_null(raw: Raw) -> bytes | None:
     """As `verbatim`, for a field in which null means none."""
     text = verbatim(raw)
     return None if text == b"null" else text
+
+
+def compact(raw: Raw) -> bytes | None:
+    """As `verbatim`, of a body that `compacted` brought into canonical form."""
+    return None if raw is ABSENT else bytes(raw)
 
 
 def text(value: str | None, field: str, longest: int) -> str | None:

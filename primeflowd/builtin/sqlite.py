@@ -53,6 +53,12 @@ larger ones small commits do."""
 BUSY_TIMEOUT: Final[Micros] = 5 * SECOND
 """How long a statement waits for another process's lock."""
 
+# sqlite3 takes whole numbers and text as they are; for any other value it looks for an adapter, and
+# where there is none for two methods, which takes five times as long as the rest.
+sqlite3.register_adapter(type(None), lambda none: none)
+sqlite3.register_adapter(bytes, bytes)
+sqlite3.register_adapter(bool, int)
+
 
 @hookimpl
 def open_storage(

@@ -19,7 +19,7 @@ exception, since the transaction is not to be trusted from then on.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Connection, Select
@@ -30,7 +30,8 @@ from primeflowd.errors import UniqueViolation
 from primeflowd.model import Attempt, Batch, Delivery, RetryPolicy, SigningSecret, StoredAnswer
 from primeflowd.sql import rows
 from primeflowd.sql.failures import translated
-from primeflowd.sql.statements import AT_ONCE, Insert, Statements, delivery_update
+from primeflowd.sql.given_rows import Given
+from primeflowd.sql.statements import Statements, delivery_update
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -207,25 +208,30 @@ class Session:
         return changed
 
     def _write_records(self) -> None:
-        values = [(*delivery_update(after), node_id) for node_id, after in self._records.values()]
+        successes: list[Sequence[Any]] = []
+        others: list[Sequence[Any]] = []
+        for node_id, after in self._records.values():
+            values = delivery_update(after)
+            status, count, interrupted, due, holder, now, ended, reason, secret, detail, *key = (
+                values
+            )
+            if status == "succeeded" and due is holder is reason is detail is None:
+                successes.append((count, interrupted, now, ended, secret, *key, node_id))
+            else:
+                others.append((*values, node_id))
+        presumed = len(self._records)
         self._records.clear()
-        changed = self._write_many(self._hot.record, values)
-        if changed != len(values):
-            self._fail(WronglyPresumed(f"{changed} of {len(values)} records were as presumed"))
+        changed = self._write_many(self._hot.record, others) if others else 0
+        for statement, taken in self._hot.record_success.runs(successes):
+            changed += self._write_many(statement, taken)
+        if changed != presumed:
+            self._fail(WronglyPresumed(f"{changed} of {presumed} records were as presumed"))
 
-    def _insert_kept(self, insert: Insert, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
+    def _insert_kept(self, insert: Given, of: rows.Rows[Any], buffer: dict[Any, Any]) -> None:
         values = of.rows(buffer.values())
         buffer.clear()
-        if insert.several is not None and len(values) >= AT_ONCE:
-            rest = len(values) % AT_ONCE
-            together = [
-                tuple(chain.from_iterable(values[at : at + AT_ONCE]))
-                for at in range(0, len(values) - rest, AT_ONCE)
-            ]
-            self._write_many(insert.several, together)
-            values = values[len(values) - rest :]
-        if values:
-            self._write_many(insert.one, values)
+        for statement, taken in insert.runs(values):
+            self._write_many(statement, taken)
 
     def _write_many(self, statement: str, values: Sequence[Sequence[Any]]) -> int:
         """Run compiled text once for each of `values`; how many rows it changed in all."""

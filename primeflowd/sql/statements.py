@@ -5,9 +5,9 @@ statement again; these few run for every callback. They take tuples, so an engin
 positional parameter style.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import (
     Column,
@@ -19,20 +19,20 @@ from sqlalchemy import (
     TextClause,
     and_,
     bindparam,
+    column,
     func,
     insert,
     literal_column,
+    null,
     select,
+    table,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ValuesBase
 
 from primeflowd.sql import rows, tables
-
-AT_ONCE: Final = 8
-"""Rows that one statement inserts where sqlite3 is the driver. It lets go of the interpreter's lock
-for each run of a statement, however short, and a thread that wants it back waits for the others."""
+from primeflowd.sql.given_rows import Given
 
 CHANGING_DELIVERY: Final = (
     "status",
@@ -67,6 +67,15 @@ delivery_update: Final = attrgetter(*CHANGING_DELIVERY, "id", "org_id")
 batch_update: Final = attrgetter(*CHANGING_BATCH, "id", "org_id")
 """What `update_delivery` and `update_batch` take, and the beginning of what `record` takes."""
 
+CHANGED_BY_SUCCESS: Final = (
+    "attempt_count",
+    "interruptions",
+    "updated_at",
+    "completed_at",
+    "signing_secret_id",
+)
+"""Columns that `record_success` is given; the rest of CHANGING_DELIVERY is always the same."""
+
 
 def upsert(dialect: Dialect, table: Table) -> ValuesBase:
     """Insert a row, or replace the one with the same primary key."""
@@ -97,20 +106,11 @@ def hidden(column: Column[str]) -> ColumnElement[str]:
     return func.coalesce(column, literal_column("''"))
 
 
-class Insert(NamedTuple):
-    """Text that inserts a row, and where it is worth having AT_ONCE of them: one after the other,
-    all their values in one tuple."""
-
-    one: str
-    several: str | None
-
-
 class Statements:
     """SQL text for one dialect; what each takes is a tuple in the order stated."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Final = dialect
-        # A row, as rows.py makes it
         self.insert_batch = self._insert(rows.BATCHES)
         self.insert_delivery = self._insert(rows.DELIVERIES)
         self.insert_attempt = self._insert(rows.ATTEMPTS)
@@ -129,6 +129,7 @@ class Statements:
         self.record = self._text(
             delivery.where(owned), CHANGING_DELIVERY, ("of_id", "of_org", "of_node")
         )
+        self.record_success = self._success()
         # CHANGING_BATCH, then the id and the org
         batch = update(tables.batches).where(
             tables.batches.c.id == bindparam("of_id"),
@@ -141,6 +142,49 @@ class Statements:
         self.current_secret = self._by(rows.SECRETS.columns, ("org_id",), tables.CURRENT)
         self.answer = self._by(rows.ANSWERS.columns, ("org_id", "method", "path", "key"))
 
+    def _insert(self, of: rows.Rows[Any]) -> Given:
+        # SQLAlchemy names columns in the order of the table that it is given: one in our order.
+        columns = [Column(each.name, each.type) for each in of.columns]
+        one = self._text(insert(Table(of.table.name, MetaData(), *columns)), of.names)
+        into = f"INSERT INTO {of.table.name}"
+        return self._given(one, of.names, into + " ({names}) VALUES {rows}")
+
+    def _success(self) -> Given:
+        """`record` for a success, which is most of them: what is always so need not be given."""
+        stored = tables.deliveries.c
+
+        def statement(given: Callable[[str], ColumnElement[Any]]) -> ValuesBase:
+            always = {
+                "status": literal_column("'succeeded'"),
+                "due_at": null(),
+                "claimed_by": null(),
+                "failure_reason": null(),
+                "failure_detail": null(),
+            }
+            changes = {name: given(name) for name in CHANGED_BY_SUCCESS}
+            return (
+                update(tables.deliveries)
+                .values(always | changes)
+                .where(
+                    stored.id == given("of_id"),
+                    hidden(stored.org_id) == given("of_org"),
+                    hidden(stored.claimed_by) == given("of_node"),
+                    hidden(stored.status) == literal_column("'pending'"),
+                )
+            )
+
+        names = (*CHANGED_BY_SUCCESS, "of_id", "of_org", "of_node")
+        from_rows = statement(table("given", *map(column, names)).c.__getitem__)
+        # Not in front: only of a statement that begins with UPDATE does sqlite3 tell the row count.
+        rows_given = "FROM (WITH given ({names}) AS (VALUES {rows}) SELECT * FROM given) AS given"
+        several = self._text(from_rows, ()).replace("FROM given", rows_given)
+        return self._given(self._text(statement(bindparam), names), names, several)
+
+    def _given(self, one: str, names: Sequence[str], several: str) -> Given:
+        quote = self.dialect.identifier_preparer.quote
+        on_sqlite = self.dialect.name == "sqlite"
+        return Given(one, [quote(name) for name in names], several if on_sqlite else None)
+
     def _by(
         self, columns: Sequence[Column[Any]], names: Sequence[str], *further: TextClause
     ) -> str:
@@ -148,15 +192,6 @@ class Statements:
         known = columns[0].table.c
         query = select(*columns).where(*(known[name] == bindparam(name) for name in names))
         return self._text(query.where(*further), (), names)
-
-    def _insert(self, of: rows.Rows[Any]) -> Insert:
-        # SQLAlchemy names columns in the order of the table that it is given: one in our order.
-        columns = [Column(each.name, each.type) for each in of.columns]
-        one = self._text(insert(Table(of.table.name, MetaData(), *columns)), of.names)
-        if self.dialect.name != "sqlite":
-            return Insert(one, None)
-        into, row = one.split(" VALUES ")
-        return Insert(one, f"{into} VALUES {', '.join([row] * AT_ONCE)}")
 
     def _text(
         self,

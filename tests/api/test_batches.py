@@ -202,27 +202,35 @@ async def test_bulk_takes_1_to_1000(api: Api, count: int) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, MOST_AT_ONCE])
-@pytest.mark.parametrize("misshapen", [False, True])
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "codes"),
+    [
+        ([], []),
+        ([{"callback_url": "x"}], ["invalid_callback_url"]),
+        ([{"status": "done"}, {"callback_url": "x"}], ["invalid_status", "invalid_callback_url"]),
+    ],
+)
 async def test_bulk_means_the_same_however_it_is_decoded(
-    api: Api, padding: int, misshapen: bool
+    api: Api, wrong: list[Any], codes: list[str], *, escaped: bool, padding: int
 ) -> None:
-    """4, 4.4: in one go, or one by one if one is not even of the shape, or all are very long."""
+    """4, 4.4: in one go, with or without escapes in it; or one by one if there is anything wrong
+    with one, or all are very long."""
     batches: list[Any] = [
         {"status": "succeeded", "callback_url": URL, "metadata": {"a": 1.0}, "output": None},
-        {"callback_url": "x"},
         {"metadata": {"b": [" ", "\u00e9"]}},
+        {"metadata": None, "output": " , "},
+        *wrong,
     ]
-    if misshapen:
-        batches.append({"status": "done"})
-    content = json.dumps({"batches": batches}).encode() + b" " * padding
-    response = await api.post(f"{BATCHES}/bulk", content=content)
+    text = json.dumps({"batches": batches}, ensure_ascii=escaped, indent=2)
+    response = await api.post(f"{BATCHES}/bulk", content=text.encode() + b" " * padding)
     assert response.status_code == 200
-    first, second, third, *rest = response.json()["results"]
-    assert second["error"]["code"] == "invalid_callback_url"
-    assert [each["error"]["code"] for each in rest] == ["invalid_status"] * misshapen
-    ended, queued = [await api.node.batch(each["id"]) for each in (first, third)]
+    results = response.json()["results"]
+    assert [each["error"]["code"] for each in results[3:]] == codes
+    ended, queued, third = [await api.node.batch(each["id"]) for each in results[:3]]
     assert (ended.metadata, ended.output) == (b'{"a":1.0}', b"null")
     assert (queued.metadata, queued.output) == ('{"b":[" ","\u00e9"]}'.encode(), None)
+    assert (third.metadata, third.output) == (None, b'" , "')
 
 
 async def test_bulk_of_1000(api: Api) -> None:

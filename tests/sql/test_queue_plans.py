@@ -1,6 +1,7 @@
 """How the queue's questions are answered: from which index, and at what cost."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from primeflowd.hookspecs import DeliveryFilter, Page, Tx
 from primeflowd.instants import HOUR
 from primeflowd.model import Delivery, new_id
 from primeflowd.sql import rows
+from primeflowd.sql.given_rows import SIZES
 from primeflowd.sql.statements import Statements
 from primeflowd.sql.tx import SqlTx
 from primeflowd.testing.factories import NOW, ORG, make_delivery
@@ -191,6 +193,27 @@ def test_failed_are_walked_by_id(tx: SqlTx, plans: list[str]) -> None:
         tx.failed_after(ORG, where, "x", 10)
     assert all("USING INDEX deliveries_failed (org_id=?" in plan for plan in plans)
     assert scans(plans) == []
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["", "with statistics of a quiet time"])
+def test_successes_are_recorded_by_their_ids(tmp_path: Path, *, quiet: bool) -> None:
+    """However many are claimed, in flight or an org's."""
+    engine = make_database(tmp_path / "storage.db")
+    with engine.connect() as connection:
+        statements = Statements(engine.dialect)
+        if quiet:
+            row = rows.DELIVERIES.row(make_delivery(claimed_by="node-1"))
+            connection.exec_driver_sql(statements.insert_delivery.one, tuple(row))
+            connection.exec_driver_sql("ANALYZE")
+            connection.commit()
+        given = [(1, 0, NOW + k, NOW + k, None, f"d{k}", ORG, "node-1") for k in range(sum(SIZES))]
+        runs = list(statements.record_success.runs(given))
+        assert len(runs) == len(SIZES)
+        for text, values in runs:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values[0]).all()
+            steps = [row[3] for row in plan if "deliveries" in row[3]]
+            key = "SEARCH deliveries USING INDEX sqlite_autoindex_deliveries_1 (id=?)"
+            assert steps == [key], text
 
 
 def test_point_questions_use_their_index(tx: SqlTx, plans: list[str]) -> None:

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
 from primeflowd.sql import rows, tables
-from primeflowd.sql.statements import CHANGING_BATCH, CHANGING_DELIVERY, Insert, Statements
+from primeflowd.sql.given_rows import Given
+from primeflowd.sql.statements import CHANGING_BATCH, CHANGING_DELIVERY, Statements
 from primeflowd.testing import factories
 
 PAIRS: list[tuple[rows.Rows[Any], Any]] = [
@@ -53,5 +54,5 @@ def test_hot_statements_compile_for_other_databases_too() -> None:
     dialects: list[Any] = [sqlite.dialect, partial(postgresql.dialect, paramstyle="format")]
     for dialect in dialects:
         for name, sql in vars(Statements(dialect())).items():
-            text = sql.one if isinstance(sql, Insert) else sql
+            text = sql.one if isinstance(sql, Given) else sql
             assert name == "dialect" or text.startswith(("INSERT", "UPDATE", "SELECT"))

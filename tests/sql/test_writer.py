@@ -16,7 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 from primeflowd.errors import StorageUnavailable, UniqueViolation
 from primeflowd.hookspecs import Tx
 from primeflowd.sql import writer as module
-from primeflowd.sql.statements import AT_ONCE, Statements
+from primeflowd.sql.given_rows import SIZES
+from primeflowd.sql.statements import Statements
 from primeflowd.sql.writer import Writer
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
 from tests.sql.database import Breakable, make_database
@@ -153,7 +154,9 @@ async def test_inserts_of_a_group_are_written_together(engine: Engine, writer: W
     # Without the gate's group.
     kinds = [" ".join(statement.split()[:3]) for statement in statements][2:]
     assert [kind.split()[0] for kind in kinds[:3]] == ["BEGIN", "SELECT", "SELECT"]
-    runs = 20 // AT_ONCE + 20 % AT_ONCE
+    runs, left = 0, 20
+    for size in SIZES:
+        runs, left = runs + left // size, left % size
     inserts = ["INSERT INTO batches"] * runs + ["INSERT INTO deliveries"] * runs
     assert kinds[3:] == [*inserts, "COMMIT"]
 

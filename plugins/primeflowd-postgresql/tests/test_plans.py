@@ -17,6 +17,7 @@ from sqlalchemy import Engine, event
 
 from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Page, Tx
 from primeflowd.instants import HOUR
+from primeflowd.sql.given_rows import Given
 from primeflowd.sql.statements import Statements
 from primeflowd.sql.tx import SqlTx
 from primeflowd.testing.factories import NOW, ORG, make_delivery
@@ -256,7 +257,7 @@ def test_expired_answers_are_found_by_age(tx: SqlTx, plans: Plans) -> None:
     assert "using answers_by_age" in plans[0]
 
 
-HOT = ("record", "update_delivery", "update_batch")
+HOT = ("record", "record_success", "update_delivery", "update_batch")
 
 
 @pytest.mark.parametrize("name", HOT)
@@ -268,7 +269,8 @@ def test_hot_writes_use_the_key(tx: SqlTx, name: str) -> None:
 
 
 def explain_hot(tx: SqlTx, name: str) -> str:
-    statement: str = getattr(Statements(tx._connection.dialect), name)
+    hot: str | Given = getattr(Statements(tx._connection.dialect), name)
+    statement = hot.one if isinstance(hot, Given) else hot
     driver = tx._connection.connection.driver_connection
     return explain(driver, statement, (None,) * statement.count("%s"), "force_generic_plan")
 
