@@ -27,7 +27,7 @@ from primeflowd.events import (
 )
 from primeflowd.hookspecs import RecordedAttempt, Storage
 from primeflowd.instants import Micros
-from primeflowd.model import Attempt, Delivery, Outcome, Verdict
+from primeflowd.model import Delivery, Outcome, Verdict
 from primeflowd.records import Otherwise, Record, Records
 from primeflowd.retry import after_attempt, after_interruption, after_success
 from primeflowd.signing import Signed
@@ -111,19 +111,19 @@ class Conclusions:
         ):
             self._health.ended(held, outcome, verdict)
         after = after_success(delivery, now) if succeeded else self._failed(delivery, verdict, now)
+        secret_id = None
+        if signed is not None:
+            secret_id = signed.secret_id
+            if secret_id != after.signing_secret_id:
+                after = self._pinned(after, secret_id)
         attempt = of_outcome(
-            attempt_id,
-            after,
-            outcome,
-            verdict,
-            signed.secret_id if signed else None,
-            self._settings.max_response_body,
+            attempt_id, after, outcome, verdict, secret_id, self._settings.max_response_body
         )
         failed = None if outcome.failure == "internal_error" else verdict.destination_failed
         change = self._destinations.done(held, failed, now, outcome.status_code is not None)
         if change is not None:
             self._turned(delivery, change, now)
-        self._give(held, attempt, after, signed)
+        self.records.give(Record(held, attempt, after))
 
     def _failed(self, delivery: Delivery, verdict: Verdict, now: Micros) -> Delivery:
         settings = self._settings
@@ -144,30 +144,24 @@ class Conclusions:
         """Put an attempt that was cut short on record; for others to go on with it."""
         now = self._clock.now()
         after = msgspec.structs.replace(after_interruption(held.delivery, now), claimed_by=None)
+        if signed.secret_id != after.signing_secret_id:
+            after = self._pinned(after, signed.secret_id)
         attempt = of_interruption(attempt_id, after, cause, started_at, now, signed.secret_id)
         self._destinations.done(held, None, now)
-        self._give(held, attempt, after, signed)
+        self.records.give(Record(held, attempt, after))
 
     def _turned(self, delivery: Delivery, change: Change, now: Micros) -> None:
         self._scheduler.turned(delivery.destination, change)
         _tell_change(delivery.destination, change)
         self._on_event(destination_turned(delivery, change, now))
 
-    def _give(self, held: Held, attempt: Attempt, after: Delivery, signed: Signed | None) -> None:
-        """Have an attempt recorded."""
-        if signed is not None and signed.secret_id != after.signing_secret_id:
-            after = self._pinned(after, signed)
-        holder = held.delivery.claimed_by
-        assert holder is not None
-        self.records.give(Record(held, attempt, after, holder))
-
-    def _pinned(self, after: Delivery, signed: Signed) -> Delivery:
+    def _pinned(self, after: Delivery, secret_id: str | None) -> Delivery:
         """Pinned to the secret it was signed with, as its own is disabled (contract 6.3)."""
         if after.signing_secret_id is not None:
-            event = secret_disabled_in_use(after, signed.secret_id)
+            event = secret_disabled_in_use(after, secret_id)
             log.warning(event.log_name, **event.data)
             self._on_event(event)
-        return msgspec.structs.replace(after, signing_secret_id=signed.secret_id)
+        return msgspec.structs.replace(after, signing_secret_id=secret_id)
 
     def _recorded(self, records: Sequence[Record], otherwise: Otherwise) -> None:
         """For the records, by a commit: attempts are on record, but for what is said otherwise."""

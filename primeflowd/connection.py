@@ -63,6 +63,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_end",
         "_fd",
         "_readiness",
         "_ready_set",
@@ -97,6 +98,7 @@ class Connection:
         self.idle_since = 0.0
         self.ended_by: str | None = None
         self._told: Callable[[NetworkFailure | None], None] | None = None
+        self._end: NetworkFailure | None = None
 
     @property
     def reusable(self) -> bool:
@@ -180,6 +182,7 @@ class Connection:
         self._readiness.remove(self._fd)
         self._socket.close()
         self.response.close()
+        self._told = None
 
     def _send(self, data: bytes | memoryview) -> int:
         """Send what the socket takes now. To a peer that is gone everything is 'sent'."""
@@ -215,15 +218,22 @@ class Connection:
             await self._readiness.wait_readable(self._fd)
         return end
 
-    def _go_on(self) -> None:
+    def _go_on(self) -> Callable[[], None] | None:
+        """For the ReadySet: see Reader."""
         end = self._read()
         if end is _MORE:
             assert self._ready_set is not None
             self._ready_set.call_when_readable(self._fd, self._go_on)
-        else:
-            # Let go of it: it may well hold this connection.
-            told, self._told = self._told, None
-            assert told is not None
+            return None
+        self._end = end
+        return self._tell
+
+    def _tell(self) -> None:
+        # Let go of both: they may well hold this connection.
+        told, self._told = self._told, None
+        end, self._end = self._end, None
+        # None if it was closed since it was read.
+        if told is not None:
             told(end)
 
     def _read(self) -> NetworkFailure | None:

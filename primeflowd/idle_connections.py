@@ -10,12 +10,17 @@ from primeflowd.connection import Connection
 
 
 class IdleConnections:
-    """Keeps at most `limit` connections, `limit_per_destination` each, `timeout` seconds long."""
+    """Keeps at most `limit` connections, `limit_per_destination` each, `timeout` seconds long.
+
+    Attributes:
+        reuses: how often one was taken.
+    """
 
     def __init__(self, limit: int, limit_per_destination: int, timeout: float) -> None:
         self._stacks: dict[str, list[Connection]] = {}
         # Oldest first. (A plain dict would step over the gaps at its front at every look.)
         self._by_age: OrderedDict[Connection, str] = OrderedDict()
+        self.reuses = 0
         self.reconfigure(limit, limit_per_destination, timeout)
 
     def reconfigure(self, limit: int, limit_per_destination: int, timeout: float) -> None:
@@ -40,13 +45,15 @@ class IdleConnections:
                 del self._stacks[destination]
             del self._by_age[connection]
             if connection.idle_since > now - self._timeout and not connection.is_stale():
+                self.reuses += 1
                 return connection
             connection.close()
         return None
 
     def put(self, destination: str, connection: Connection, now: float) -> None:
-        """Keep a reusable `connection`, or close it, or another one to make room."""
-        if not self._limit_per_destination:
+        """Keep a `connection` whose exchange is over, if it is reusable and there is room, or room
+        can be made by closing another one; else close it."""
+        if not connection.reusable or not self._limit_per_destination:
             connection.close()
             return
         connection.idle_since = now

@@ -16,13 +16,21 @@ Blocks in `run` and `wait_readable` only. Cancelled, a wait leaves nothing behin
 import select
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import trio
+
+from primeflowd.clock import Clock, SystemClock
+from primeflowd.instants import Micros
 
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _AT_ONCE: Final = 32
 """Sockets seen to between two turns of other tasks."""
+
+
+Reader: TypeAlias = Callable[[], Callable[[], None] | None]
+"""Reads what has come. What it gives is called once all the others have read, too: the kernel's
+work and what follows from it, taking turns, would push each other out of the processor's caches."""
 
 
 class Readiness(Protocol):
@@ -62,13 +70,20 @@ class TrioReadiness:
 
 
 class ReadySet:
-    """For Trio tasks. `run` must be running for a wait to end. Close it with `close`."""
+    """For Trio tasks. `run` must be running for a wait to end. Close it with `close`.
 
-    def __init__(self) -> None:
+    Attributes:
+        told_at: the time of day at which it was last told of sockets: better than that at which
+            somebody comes to look at one of them, after the others.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self.told_at: Micros = 0
         self._epoll = select.epoll()
         self._sockets = 0
         self._closing = False
-        self._waiting: dict[int, Callable[[], object]] = {}
+        self._waiting: dict[int, Reader] = {}
         self._news: set[int] = set()
         self._ended: set[int] = set()
 
@@ -90,12 +105,15 @@ class ReadySet:
         if self._closing:
             self.close()
 
-    def call_when_readable(self, descriptor: int, function: Callable[[], object]) -> None:
-        """As wait_readable, without a task. `function` must not raise; it may be called here."""
+    def call_when_readable(self, descriptor: int, reader: Reader) -> None:
+        """As wait_readable, without a task. `reader` must not raise, nor what it gives; it may be
+        called here."""
         if (descriptor in self._news or descriptor in self._ended) and self.has_news(descriptor):
-            function()
+            follow = reader()
+            if follow is not None:
+                follow()
         else:
-            self._waiting[descriptor] = function
+            self._waiting[descriptor] = reader
 
     async def wait_readable(self, descriptor: int) -> None:
         """See Readiness. A checkpoint, unless something has come already."""
@@ -125,16 +143,21 @@ class ReadySet:
                 await trio.lowlevel.wait_readable(self._epoll)
             except trio.ClosedResourceError:
                 return
-            for descriptor, events in poll(0, _AT_ONCE):
-                function = waiting.pop(descriptor, None)
+            told = poll(0, _AT_ONCE)
+            self.told_at = self._clock.now()
+            follows = []
+            for descriptor, events in told:
+                reader = waiting.pop(descriptor, None)
                 if events & _END:
                     # For good: an end that came together with data is told together with it, and
                     # whoever has read the data must be told of the end when he waits for more.
                     self._ended.add(descriptor)
-                if function is not None:
-                    function()
-                else:
+                if reader is None:
                     self._news.add(descriptor)
+                elif (follow := reader()) is not None:
+                    follows.append(follow)
+            for follow in follows:
+                follow()
 
     def close(self) -> None:
         """Close the set, once its last socket is removed."""

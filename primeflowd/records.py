@@ -36,15 +36,14 @@ class Record(msgspec.Struct, eq=False, gc=False):
     """An attempt, and its delivery as it is held and after it.
 
     Attributes:
-        holder: the node that had claimed the delivery when the attempt began. Not what the node
-            is called now: it may have lost that claim and begun anew since.
+        held: as it was when the attempt began, so claimed by what this node was called then: it may
+            have lost that claim and begun anew since.
         in_doubt: a commit with it failed, and may have happened all the same.
     """
 
     held: Held
     attempt: Attempt
     after: Delivery
-    holder: str
     in_doubt: bool = False
 
 
@@ -139,7 +138,9 @@ class Records:
             attempt, after = record.attempt, record.after
             if stored and any(one.id == attempt.id for one in stored.get(after.id, ())):
                 continue
-            fate = tx.record_attempt(record.holder, attempt, after)
+            holder = record.held.delivery.claimed_by
+            assert holder is not None
+            fate = tx.record_attempt(holder, attempt, after)
             if fate != "recorded":
                 ended = tx.delivery(None, after.id) if fate == "ended" else None
                 otherwise[attempt.id] = fate, ended or after

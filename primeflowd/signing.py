@@ -66,22 +66,21 @@ class _Order:
         self.first = secrets[0].id
 
 
-class _Secrets:
-    """An org's enabled secrets; `ordered` is told the current one first."""
-
-    __slots__ = ("_enabled", "_orders")
+class _Secrets(dict[str | None, _Order | None]):
+    """An org's enabled secrets: the pinned one first, then the current one and the others; None if
+    there are none. Each order is made when it is first asked for."""
 
     def __init__(self, ordered: Sequence[_Secret]) -> None:
+        """`ordered`: the current one first."""
+        super().__init__()
         self._enabled = ordered
-        self._orders: dict[str | None, _Order] = {}
 
-    def order(self, pinned: str | None) -> _Order | None:
-        """The pinned one first, then the current one and the others; None if there are none."""
-        order = self._orders.get(pinned)
-        if order is None and self._enabled:
-            # Stable.
-            order = _Order(sorted(self._enabled, key=lambda one: one.id != pinned))
-            self._orders[pinned] = order
+    def __missing__(self, pinned: str | None) -> _Order | None:
+        if not self._enabled:
+            return None
+        # Stable.
+        order = _Order(sorted(self._enabled, key=lambda one: one.id != pinned))
+        self[pinned] = order
         return order
 
 
@@ -162,7 +161,7 @@ class Signatures:
     def _sign(
         self, delivery: Delivery, attempt_id: str, body: bytes, secrets: _Secrets, instant: Micros
     ) -> Signed:
-        order = secrets.order(delivery.signing_secret_id)
+        order = secrets[delivery.signing_secret_id]
         if order is None:
             return _UNSIGNED
         request = SigningRequest(

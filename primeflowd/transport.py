@@ -11,7 +11,7 @@ turns them into Outcomes. Cancelled passes through and leaves no socket behind.
 import math
 import ssl
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 import trio
@@ -48,6 +48,56 @@ class Unread(msgspec.Struct, frozen=True):
 
 class CutShort(Exception):
     """The attempt was ended by ourselves; it may or may not have been received."""
+
+
+class Exchange(msgspec.Struct, eq=False, kw_only=True):
+    """An attempt under way over a kept connection, without a task. Whoever has it made gives it to
+    Transport.begin, which fills it in: one object for all that is known of an attempt.
+
+    Attributes:
+        started_at: when it started.
+        began, deadline: when it did, and when it must be over, on Trio's clock.
+    """
+
+    started_at: Micros = 0
+    began: float = 0.0
+    deadline: float = 0.0
+    destination: str = ""
+    timeout: Duration | None = None
+    connection: Connection | None = None
+    transport: "Transport | None" = None
+    tell: Callable[[Any, "Outcome | Unread | CutShort"], None] | None = None
+    finishing: trio.CancelScope | None = None
+
+    def told(self, failure: NetworkFailure | None) -> None:
+        """For the connection: it is over."""
+        transport, connection = self.transport, self.connection
+        assert transport is not None
+        assert connection is not None
+        assert self.tell is not None
+        transport._unwatch(connection)
+        result = (
+            transport._answered(self.started_at, connection, transport._ready_set.told_at)
+            if failure is None
+            else transport._unanswered(self, connection, failure)
+        )
+        # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
+        transport._idle.put(self.destination, connection, self.began)
+        self.tell(self, result)
+
+    async def finish(self, rest: memoryview) -> None:
+        """For the transport: send what the socket did not take at once."""
+        assert self.connection is not None
+        failure = None
+        with trio.CancelScope() as self.finishing:
+            try:
+                await self.connection.finish(rest)
+            except NetworkFailure as error:
+                failure = error
+            self.told(failure)
+
+
+E = TypeVar("E", bound=Exchange)
 
 
 class TransportStatistics(msgspec.Struct, frozen=True):
@@ -89,7 +139,7 @@ class Transport:
         """
         self._clock = clock
         self._resolver = resolver or SystemResolver()
-        self._ready_set = ReadySet()
+        self._ready_set = ReadySet(clock)
         self._idle = IdleConnections(*_idle_limits(settings))
         self._go_by(Loaded.of(settings))
         # Exchanges under way and when each must be over, for `run` to end. Nearly all have the same
@@ -102,9 +152,7 @@ class Transport:
         self._sooner = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._connecting: set[trio.CancelScope] = set()
-        self._in_use = 0
         self._connects = 0
-        self._reuses = 0
 
     def reconfigure(self, loaded: Loaded) -> None:
         """Go by `loaded` from now on.
@@ -135,10 +183,11 @@ class Transport:
 
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
-            open=self._in_use + len(self._idle),
+            # From the moment that it is made or taken one is watched until it is put back.
+            open=len(self._exchanges) + len(self._apart) + len(self._idle),
             idle=len(self._idle),
             connects=self._connects,
-            reuses=self._reuses,
+            reuses=self._idle.reuses,
         )
 
     async def run(self) -> None:
@@ -187,40 +236,55 @@ class Transport:
 
     def begin(
         self,
+        exchange: E,
         request: Request,
-        ended: Callable[[Outcome | Unread | CutShort], None],
+        ended: Callable[[E, Outcome | Unread | CutShort], None],
         now: float,
         started_at: Micros,
-    ) -> "Exchange | None":
-        """Make an attempt without a task, if there is a kept connection for it; else None. `now`:
-        Trio's time; `started_at`: the time of day.
+    ) -> bool:
+        """Make an attempt without a task, if there is a kept connection for it; whether there is.
+        `now`: Trio's time; `started_at`: the time of day.
 
         `ended` is called once, perhaps before this returns, and must not raise; unless the
-        Exchange is abandoned.
+        exchange is abandoned.
         """
         if self._nursery is None:
-            return None
+            return False
         # That such a URL may be connected to was asked when the connection was made: it would not
         # be kept under other rules.
         try:
             data = encode(request)
         except ValueError:
             # Rare; `send` says it.
-            return None
+            return False
         destination = request.target.destination
-        connection = self._take_idle(destination, now)
+        connection = self._idle.take(destination, now)
         if connection is None:
-            return None
+            return False
         timeout = request.timeout
         deadline = now + (self._seconds if timeout is None else timeout.seconds)
         self._watch(connection, deadline, timeout)
-        exchange = Exchange(
-            self, connection, destination, started_at, now, deadline, timeout, ended
-        )
+        exchange.started_at = started_at
+        exchange.began = now
+        exchange.deadline = deadline
+        exchange.destination = destination
+        exchange.timeout = timeout
+        exchange.connection = connection
+        exchange.transport = self
+        exchange.tell = ended
         rest = connection.begin(data, exchange.told)
         if rest is not None:
             self._nursery.start_soon(exchange.finish, rest)
-        return exchange
+        return True
+
+    def abandon(self, exchange: Exchange) -> None:
+        """End one that was begun and has not ended, and do not tell. It may or may not have been
+        received."""
+        assert exchange.connection is not None
+        if exchange.finishing is not None:
+            exchange.finishing.cancel()
+        self._unwatch(exchange.connection)
+        exchange.connection.close()
 
     async def send(
         self,
@@ -246,11 +310,11 @@ class Transport:
         try:
             data = self._prepared(request)
             if unread is None:
-                connection = self._take_idle(target.destination, trio.current_time())
+                connection = self._idle.take(target.destination, trio.current_time())
             if connection is not None and not await self._reused(
                 connection, data, deadline, timeout
             ):
-                self._give_back(target.destination, connection, trio.current_time())
+                connection.close()
                 connection = None
             if connection is None:
                 connection = await self._connect(target, deadline, timeout)
@@ -261,7 +325,7 @@ class Transport:
             failure = error
         finally:
             if connection is not None:
-                self._give_back(target.destination, connection, trio.current_time())
+                self._idle.put(target.destination, connection, trio.current_time())
         return self._outcome(began.started_at, connection, failure)
 
     def _prepared(self, request: Request) -> bytes:
@@ -271,13 +335,6 @@ class Transport:
             return encode(request)
         except ValueError as error:
             raise NetworkFailure("internal_error", str(error)) from error
-
-    def _take_idle(self, destination: str, now: float) -> Connection | None:
-        connection = self._idle.take(destination, now)
-        if connection is not None:
-            self._reuses += 1
-            self._in_use += 1
-        return connection
 
     async def _connect(self, target: Target, deadline: float, own: Duration | None) -> Connection:
         with trio.move_on_at(deadline) as scope:
@@ -291,7 +348,6 @@ class Transport:
                 raise CutShort
             raise self._too_late(own, None)
         self._connects += 1
-        self._in_use += 1
         return connection
 
     async def _connected(self, target: Target) -> Connection:
@@ -341,9 +397,8 @@ class Transport:
         return failure
 
     def _unanswered(
-        self, exchange: "Exchange", failure: NetworkFailure
+        self, exchange: Exchange, connection: Connection, failure: NetworkFailure
     ) -> Outcome | Unread | CutShort:
-        connection = exchange.connection
         if not connection.response.received and not connection.ended_by:
             return Unread(exchange.started_at, exchange.deadline)
         meant = self._meant(connection, failure, exchange.timeout)
@@ -351,21 +406,9 @@ class Transport:
             return meant
         return self._outcome(exchange.started_at, connection, meant)
 
-    def _abandon(self, exchange: "Exchange") -> None:
-        self._unwatch(exchange.connection)
-        self._in_use -= 1
-        exchange.connection.close()
-
     def _too_late(self, timeout: Duration | None, address: str | None) -> NetworkFailure:
         text = (timeout or self._timeout).text
         return NetworkFailure("timeout", f"no answer within {text}", address)
-
-    def _give_back(self, destination: str, connection: Connection, now: float) -> None:
-        self._in_use -= 1
-        if connection.reusable:
-            self._idle.put(destination, connection, now)
-        else:
-            connection.close()
 
     async def _reused(
         self, connection: Connection, data: bytes, deadline: float, own: Duration | None
@@ -387,20 +430,9 @@ class Transport:
         failure: NetworkFailure | None,
     ) -> Outcome:
         ended_at = self._clock.now()
-        if ended_at < started_at:
-            # The system's clock was set back meanwhile.
-            ended_at = started_at
         if connection is not None and connection.response.status is not None:
             # A head that arrived is an answer, even if its body broke off or took for ever.
-            response = connection.response
-            return Outcome(
-                status_code=response.status,
-                headers=response.headers,
-                body=response.body,
-                address=connection.address,
-                started_at=started_at,
-                ended_at=ended_at,
-            )
+            return self._answered(started_at, connection, ended_at)
         assert failure is not None
         return Outcome(
             status_code=None,
@@ -408,84 +440,20 @@ class Transport:
             error_message=failure.message,
             address=connection.address if connection is not None else failure.address,
             started_at=started_at,
-            ended_at=ended_at,
+            # The system's clock may have been set back meanwhile.
+            ended_at=max(started_at, ended_at),
         )
 
-
-class Exchange:
-    """An attempt under way over a kept connection; see Transport.begin.
-
-    Attributes:
-        started_at: when it started.
-        began, deadline: when it did, and when it must be over, on Trio's clock.
-    """
-
-    __slots__ = (
-        "_finishing",
-        "_tell",
-        "_transport",
-        "began",
-        "connection",
-        "deadline",
-        "destination",
-        "started_at",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        transport: Transport,
-        connection: Connection,
-        destination: str,
-        started_at: Micros,
-        began: float,
-        deadline: float,
-        timeout: Duration | None,
-        tell: Callable[[Outcome | Unread | CutShort], None],
-    ) -> None:
-        self._transport = transport
-        self.connection = connection
-        self.destination = destination
-        self.started_at = started_at
-        self.began = began
-        self.deadline = deadline
-        self.timeout = timeout
-        self._tell: Callable[[Outcome | Unread | CutShort], None] | None = tell
-        self._finishing: trio.CancelScope | None = None
-
-    def told(self, failure: NetworkFailure | None) -> None:
-        """For the connection: it is over."""
-        transport, connection = self._transport, self.connection
-        transport._unwatch(connection)
-        result = (
-            transport._outcome(self.started_at, connection, None)
-            if failure is None
-            else transport._unanswered(self, failure)
+    def _answered(self, started_at: Micros, connection: Connection, ended_at: Micros) -> Outcome:
+        response = connection.response
+        return Outcome(
+            status_code=response.status,
+            headers=response.headers,
+            body=response.body,
+            address=connection.address,
+            started_at=started_at,
+            ended_at=ended_at if ended_at > started_at else started_at,
         )
-        # Idle since it was begun, by that: nearly the same, and there is no need to ask the time.
-        transport._give_back(self.destination, connection, self.began)
-        # Let go of whoever is told, for he holds this: unbroken, the circle would keep every
-        # callback in memory until the garbage collector comes by.
-        tell, self._tell = self._tell, None
-        assert tell is not None
-        tell(result)
-
-    async def finish(self, rest: memoryview) -> None:
-        """For the transport: send what the socket did not take at once."""
-        failure = None
-        with trio.CancelScope() as self._finishing:
-            try:
-                await self.connection.finish(rest)
-            except NetworkFailure as error:
-                failure = error
-            self.told(failure)
-
-    def abandon(self) -> None:
-        """End it, and do not tell. It may or may not have been received."""
-        if self._finishing is not None:
-            self._finishing.cancel()
-        self._tell = None
-        self._transport._abandon(self)
 
 
 def _idle_limits(settings: DeliverySettings) -> tuple[int, int, float]:

@@ -35,7 +35,7 @@ from primeflowd.model import Attempt, Delivery, FailureReason, Outcome, Verdict
 from primeflowd.request_head import Request
 from primeflowd.rulebook import Rulebook
 from primeflowd.scheduler import Scheduler
-from primeflowd.sender import Senders
+from primeflowd.sender import Senders, UnderWay
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
@@ -71,17 +71,6 @@ ILL = Answer(failure="connection_error")
 HANGS = Answer(failure="timeout", after=30.0)
 
 
-class Exchange:
-    """An attempt over a kept connection of the Wire."""
-
-    def __init__(self, started_at: Micros) -> None:
-        self.started_at = started_at
-        self.scope = trio.CancelScope()
-
-    def abandon(self) -> None:
-        self.scope.cancel()
-
-
 class Wire:
     """A transport to receivers that exist only in `answers`, by host; others say 200. With `keeps`
     it has a kept connection to each."""
@@ -99,34 +88,41 @@ class Wire:
 
     def begin(
         self,
+        exchange: UnderWay,
         request: Request,
-        ended: Callable[[Outcome | Unread | CutShort], None],
+        ended: Callable[[UnderWay, Outcome | Unread | CutShort], None],
         now: float,
         started_at: Micros,
-    ) -> Exchange | None:
+    ) -> bool:
         if not self.keeps:
-            return None
-        exchange = Exchange(started_at)
+            return False
+        exchange.started_at = started_at
+        exchange.finishing = trio.CancelScope()
         trio.lowlevel.spawn_system_task(self._exchange, exchange, request, ended)
-        return exchange
+        return True
+
+    def abandon(self, exchange: UnderWay) -> None:
+        assert exchange.finishing is not None
+        exchange.finishing.cancel()
 
     async def _exchange(
         self,
-        exchange: Exchange,
+        exchange: UnderWay,
         request: Request,
-        ended: Callable[[Outcome | Unread | CutShort], None],
+        ended: Callable[[UnderWay, Outcome | Unread | CutShort], None],
     ) -> None:
-        with exchange.scope:
+        assert exchange.finishing is not None
+        with exchange.finishing:
             if self.dead:
                 self.dead -= 1
-                ended(Unread(exchange.started_at, trio.current_time()))
+                ended(exchange, Unread(exchange.started_at, trio.current_time()))
                 return
             try:
                 outcome = await self.send(request)
             except CutShort as cut:
-                ended(cut)
+                ended(exchange, cut)
             else:
-                ended(outcome)
+                ended(exchange, outcome)
 
     async def send(
         self,

@@ -13,6 +13,7 @@ import trio.testing
 
 from primeflowd.connection import Connection, NetworkFailure, describe
 from primeflowd.http_response import ResponseReader
+from primeflowd.ready_set import ReadySet
 from tests.network import Authority
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}"
@@ -310,6 +311,32 @@ async def test_tls_garbage(tmp_path: Path) -> None:
         failure = await failure_of(connection)
         assert failure.reason == "tls_error"
         assert ".c:" not in failure.message
+
+
+async def test_nobody_is_told_of_one_that_was_closed_meanwhile(nursery: trio.Nursery) -> None:
+    """Two answers were read together; what follows from either closes both connections."""
+    ready = ReadySet()
+    connections: list[Connection] = []
+    told: list[NetworkFailure | None] = []
+    ends = [socket.socketpair() for _ in range(2)]
+
+    def close_all(failure: NetworkFailure | None) -> None:
+        told.append(failure)
+        for connection in connections:
+            connection.close()
+
+    for ours, theirs in ends:
+        ours.setblocking(False)
+        connection = Connection(ours, "127.0.0.1:80", ResponseReader(1024, MAX_BODY), ready)
+        connections.append(connection)
+        assert connection.begin(REQUEST, close_all) is None
+        theirs.send(OK)
+    nursery.start_soon(ready.run)
+    await trio.testing.wait_all_tasks_blocked()
+    assert told == [None]
+    ready.close()
+    for _, theirs in ends:
+        theirs.close()
 
 
 def test_describe() -> None:

@@ -25,6 +25,8 @@ class Peers:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         connection = Connection(ours, "192.0.2.1:80", ResponseReader(1024, 1024))
+        # As if its exchange were over, and had gone well.
+        connection.response.keep_alive = True
         self.other_end[connection] = self._stack.enter_context(theirs)
         self._stack.callback(ours.close)
         return connection
@@ -45,6 +47,20 @@ class Peers:
 def peers() -> Iterator[Peers]:
     with ExitStack() as stack:
         yield Peers(stack)
+
+
+async def test_what_is_not_reusable_is_closed(peers: Peers, mock_clock: MockClock) -> None:
+    idle = IdleConnections(limit=10, limit_per_destination=10, timeout=60)
+    kept, ended, broken = peers.make(), peers.make(), peers.make()
+    ended.end("somebody")
+    broken.response.keep_alive = False
+    for connection in (kept, ended, broken):
+        idle.put("a", connection, trio.current_time())
+    assert (len(idle), idle.reuses) == (1, 0)
+    assert [peers.closed(one) for one in (kept, ended, broken)] == [False, True, True]
+    assert idle.take("a", trio.current_time()) is kept
+    assert idle.take("a", trio.current_time()) is None
+    assert idle.reuses == 1
 
 
 async def test_last_in_first_out(peers: Peers, mock_clock: MockClock) -> None:

@@ -1,7 +1,7 @@
 """ready_set.py: whoever waits for a socket is told once, and nobody else."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -211,6 +211,32 @@ async def test_one_that_closes_another_of_the_same_turn(
     await wait_all_tasks_blocked()
     assert len(calls) == 1
     ready.remove(ends[calls[0]][0].fileno())
+    ready.close()
+
+
+async def test_what_follows_comes_after_all_have_read(pairs: Pairs, nursery: trio.Nursery) -> None:
+    ready = ReadySet()
+    ends = [pairs.make() for _ in range(2)]
+    calls: list[str] = []
+
+    def read(number: int) -> Callable[[], None]:
+        calls.append(f"read {number}")
+        return partial(calls.append, f"follow {number}")
+
+    for number, (ours, theirs) in enumerate(ends):
+        ready.add(ours.fileno())
+        ready.call_when_readable(ours.fileno(), partial(read, number))
+        theirs.send(b"x")
+    nursery.start_soon(ready.run)
+    await wait_all_tasks_blocked()
+    assert [call.split()[0] for call in calls] == ["read", "read", "follow", "follow"]
+    # What has come already is read, and followed up, at once.
+    ends[0][1].send(b"y")
+    await wait_all_tasks_blocked()
+    ready.call_when_readable(ends[0][0].fileno(), partial(read, 2))
+    assert calls[4:] == ["read 2", "follow 2"]
+    for ours, _ in ends:
+        ready.remove(ours.fileno())
     ready.close()
 
 

@@ -48,7 +48,7 @@ class Desk:
             claimed_by=None,
             completed_at=NOW,
         )
-        return Record(Held(before, None), make_attempt(delivery_id=before.id), after, NODE)
+        return Record(Held(before, None), make_attempt(delivery_id=before.id), after)
 
     async def stored(self, record: Record) -> int:
         """How many attempts of its delivery are on record."""
@@ -218,7 +218,7 @@ async def test_a_bug_in_recording_is_not_swallowed(autojump_clock: MockClock) ->
             again = replace(record.after, claimed_by=NODE, status="pending", due_at=NOW)
             await desk.storage.write(lambda tx: tx.update_delivery(again))
             twice = replace(record.attempt, id="another")
-            desk.records.give(Record(record.held, twice, record.after, NODE))
+            desk.records.give(Record(record.held, twice, record.after))
             await trio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as raised:

@@ -936,9 +936,10 @@ async def test_nothing_is_sent_once_the_lease_has_lapsed(autojump_clock: MockClo
         nursery.cancel_scope.cancel()
 
 
-async def test_the_lease_is_looked_at_again_in_the_task(autojump_clock: MockClock) -> None:
-    """What was made ready without one may have to wait for a connection."""
-    async with sending.open_line(keeps=False) as line:
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_the_lease_is_looked_at_last(keeps: bool, autojump_clock: MockClock) -> None:
+    """What was put together may have to wait for the others of its group, or a connection."""
+    async with sending.open_line(keeps=keeps) as line:
 
         def lapse(_: Delivery, __: str) -> tuple[tuple[str, str], ...]:
             line.lease.lapsed = line.wire.sent != []

@@ -669,7 +669,7 @@ class Told:
         self.results: list[Outcome | Unread | CutShort] = []
         self._event = trio.Event()
 
-    def __call__(self, result: Outcome | Unread | CutShort) -> None:
+    def __call__(self, _: Exchange, result: Outcome | Unread | CutShort) -> None:
         self.results.append(result)
         self._event.set()
 
@@ -681,8 +681,9 @@ class Told:
 
 
 def begin(transport_: Transport, sent: Request) -> tuple[Exchange | None, Told]:
-    told = Told()
-    return transport_.begin(sent, told, trio.current_time(), SystemClock().now()), told
+    exchange, told = Exchange(), Told()
+    begun = transport_.begin(exchange, sent, told, trio.current_time(), SystemClock().now())
+    return exchange if begun else None, told
 
 
 async def test_nothing_begins_without_a_kept_connection(nursery: trio.Nursery) -> None:
@@ -886,7 +887,7 @@ async def test_a_begun_attempt_is_abandoned(nursery: trio.Nursery, size: int) ->
             exchange, told = begin(transport_, request(receiver.url(), bytes(size)))
             assert exchange is not None
             await trio.testing.wait_all_tasks_blocked()
-            exchange.abandon()
+            transport_.abandon(exchange)
             assert transport_.statistics().open == 0
             await trio.sleep(0.1)
             assert told.results == []

@@ -11,14 +11,13 @@ the senders do it, with the deadline that the transport gives every attempt.
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 
 import trio
 
 from primeflowd.clock import SystemClock
 from primeflowd.model import Outcome
 from primeflowd.request_head import Request
-from primeflowd.transport import CutShort, Transport, Unread
+from primeflowd.transport import CutShort, Exchange, Transport, Unread
 from tests.benchmarks.producer import Body
 from tests.network import request, settings
 
@@ -74,17 +73,19 @@ class Load:
                 await trio.lowlevel.checkpoint()
 
     def _begin(self, sent: Request, now: float) -> None:
-        if self._transport.begin(sent, self._ender(sent), now, self._clock.now()) is None:
+        attempt = _Attempt(sent)
+        if not self._transport.begin(attempt, sent, self._told, now, self._clock.now()):
             raise SystemExit(f"no connection to {sent.target.destination} was kept")
 
-    def _ender(self, sent: Request) -> Callable[[Outcome | Unread | CutShort], None]:
-        def ended(result: Outcome | Unread | CutShort) -> None:
-            _check(result)
-            self.answered += 1
-            self._idle.append(sent)
-            self._ended.set()
+    def _told(self, attempt: "_Attempt", result: Outcome | Unread | CutShort) -> None:
+        _check(result)
+        self.answered += 1
+        self._idle.append(attempt.request)
+        self._ended.set()
 
-        return ended
+
+class _Attempt(Exchange, eq=False):
+    request: Request
 
 
 def _check(result: Outcome | Unread | CutShort) -> None:
