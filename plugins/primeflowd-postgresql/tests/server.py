@@ -137,6 +137,7 @@ class Server:
             except psycopg.OperationalError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self.directory / "log").read_text()) from error
+                # A server tells nobody that it has started: it can only be asked again.
                 time.sleep(0.02)
 
     def stop(self, how: How = "fast") -> None:

@@ -177,8 +177,8 @@ def test_killed_again_and_again_it_loses_and_doubles_nothing(
     for delay in (0.0, 0.013, 0.05, 0.021):
         process = commands.start("copy-storage", FROM, url)
         while process.poll() is None and position() == before:
-            time.sleep(0.005)
-        time.sleep(delay)
+            time.sleep(0.005)  # between two looks at how far another process is
+        time.sleep(delay)  # so that each kill meets it elsewhere in its work
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL

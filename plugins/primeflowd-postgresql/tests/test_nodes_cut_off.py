@@ -54,6 +54,7 @@ def test_the_database_goes_away_and_comes_back(
             server.stop(how)
             eventually(lambda: not any(node.ready() for node in cluster.nodes))
             red = time.time() - stopped
+            # The outage shall outlast the leases, by the clocks of real processes.
             time.sleep(max(0.0, stopped + cluster.lease_ttl + 2 - time.time()))
             started = time.time()
             server.start()
@@ -110,6 +111,7 @@ def test_nodes_are_cut_off_from_the_database(
             eventually(lambda: not any(node.ready() for node in cut_off))
             red = time.time() - lost
             assert all(node.ready() for node in cluster.nodes[number:])
+            # Long enough for the leases of those cut off to end, and for others to take over.
             time.sleep(max(0.0, lost + 2 * cluster.lease_ttl + 1 - time.time()))
             back = time.time()
             for proxy in proxies:
@@ -157,7 +159,7 @@ def test_commits_whose_answer_is_lost(
             for proxy in proxies * 3:
                 count = len(load.accepted)
                 eventually(lambda count=count: len(load.accepted) > count + 20)  # type: ignore[misc]  # mypy infers no lambda with a default
-                time.sleep(dice.uniform(0, 0.2))
+                time.sleep(dice.uniform(0, 0.2))  # at any moment of a commit
                 proxy.cut()
                 proxy.restore()
             ended = time.time()

@@ -27,7 +27,7 @@ def test_twenty_kills_of_three_nodes_lose_nothing(
         kills = Kills(cluster, cluster.claims, dice)
         with Load(cluster.urls, cluster.key, receivers.urls, per_second=50) as load, kills:
             for _ in range(KILLS):
-                time.sleep(dice.uniform(0.2, 1.5))
+                time.sleep(dice.uniform(0.2, 1.5))  # at any moment of the work of real processes
                 kills.kill_one(down=dice.uniform(0, 1.0))
         cluster.settle()
         with cluster.client() as client:
@@ -128,11 +128,11 @@ def test_nodes_that_stand_still_under_load(
     with Receivers(tmp_path) as receivers, three_nodes(server, tmp_path) as cluster:
         with Load(cluster.urls, cluster.key, receivers.urls, per_second=50) as load:
             for pause in (0.5, 3.5, 1.9, 5.0):
-                time.sleep(dice.uniform(0.5, 1.5))
+                time.sleep(dice.uniform(0.5, 1.5))  # at any moment of the work of real processes
                 node = dice.choice(cluster.nodes)
                 node.pause()
                 began = time.time()
-                time.sleep(pause)
+                time.sleep(pause)  # by the clock of the others, whose leases go on
                 node.resume()
                 incidents.append(Incident(node.label, began, time.time() + 1))
                 eventually(node.ready)

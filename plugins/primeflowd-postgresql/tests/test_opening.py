@@ -115,7 +115,7 @@ async def shown(storage: Storage, *names: str) -> list[str]:
 
 def show(tx: Tx, name: str) -> str:
     """What a connection says of itself; no plugin-neutral way to ask."""
-    connection: Any = tx._connection  # type: ignore[attr-defined]
+    connection: Any = tx._connection  # type: ignore[attr-defined]  # no other way to ask
     value: str = connection.exec_driver_sql(f"SHOW {name}").scalar()
     return value
 
