@@ -27,6 +27,8 @@ _COLUMNS: Final = (
     "p99 ms at half load",
     "CPU µs at half load",
     "client CPU µs",
+    "with the client, × single POST",
+    "with the client, × bulk of 100",
     "load side busy",
     "others on the server's cores",
 )
@@ -38,11 +40,13 @@ threads and children), from /proc, over the measured window, divided by the arri
 ratios are medians of the ratios round by round. **RSS** counts a page that processes share once
 for each, **PSS** counts it once. **p50** and **p99** run from the instant a callback was handed in
 to the instant it arrived, at half the rate of the same round, steadily paced. **client CPU** is
-what handing in costs the app that does it; it is in no other figure. **load side busy** is the
-share of a core that client and receiver took, in the worst round: near 100 % they, not the
-contender, were the limit. **others** is what ran on the server's cores besides the contender:
-interrupts, the kernel's own work, and whatever disturbed the measurement; on a quiet machine it is
-a few per cent.
+what handing in costs the app that does it; only **with the client** counts it in, so that what one
+contender has done by its client and another by itself weighs the same. (Celery's and BullMQ's jobs
+are added by their own libraries. Our client writes HTTP/1.1 itself: a usual HTTP library takes
+longer over a POST.) **load side busy** is the share of a core that client and receiver took, in
+the worst round: near 100 % they, not the contender, were the limit. **others** is what ran on the
+server's cores besides the contender: interrupts, the kernel's own work, and whatever disturbed the
+measurement; on a quiet machine it is a few per cent.
 
 What was done. Contenders run in turns, round by round, warm, one at a time, against one receiver;
 callbacks of {bytes:.0f} bytes to {hosts} destinations, at most {bound} outstanding. The server
@@ -102,13 +106,25 @@ def base(found: Comparison, size: int) -> str | None:
     return None
 
 
-def relative(found: Comparison, name: str, size: int) -> Spread:
+def server(sample: Sample) -> float:
+    """CPU µs a callback of the contender's processes."""
+    return sample.server
+
+
+def with_client(sample: Sample) -> float:
+    """CPU µs a callback of the contender's processes and of what hands in."""
+    return sample.server + sample.client
+
+
+def relative(
+    found: Comparison, name: str, size: int, of: Callable[[Sample], float] = server
+) -> Spread:
     """CPU a callback, compared with primeflowd's row of this size."""
     other = base(found, size)
     if other is None:
         return spread([])
     ours, theirs = samples(found, name, "full"), samples(found, other, "full")
-    return ratios([s.server for s in ours], [s.server for s in theirs])
+    return ratios([of(s) for s in ours], [of(s) for s in theirs])
 
 
 def as_json(found: Comparison, command: str) -> str:
@@ -175,6 +191,7 @@ def _row(found: Comparison, definition: Definition) -> list[str]:
         half(lambda s: s.arrive_p99).text(1),
         half(lambda s: s.server).text(0),
         full(lambda s: s.client).text(0),
+        *("" if is_calibration else relative(found, name, n, with_client).text() for n in (1, 100)),
         f"**{busy:.0%}**" if busy > BUSY else f"{busy:.0%}",
         "" if is_calibration else f"{full(lambda s: s.others).median:.0%}",
     ]

@@ -63,6 +63,16 @@ def test_the_table_shows_medians_ranges_and_paired_ratios() -> None:
     assert found["kernel"] == ["kernel", "6"]
 
 
+def test_the_clients_own_cpu_counts_only_where_the_column_says_so() -> None:
+    found = rows(report.markdown(comparison(), "cmd"))
+    names = found["contender"]
+    single = dict(zip(names, found["primeflowd, single"], strict=True))
+    assert single["CPU µs a callback"] == "110 (100-200)"
+    assert single["client CPU µs"] == "1 (1-1)"
+    # 101 of 51, 201 of 101 and 111 of 56.
+    assert single["with the client, × bulk of 100"] == "1.98 (1.98-1.99)"
+
+
 def test_what_was_not_run_is_in_the_table_with_its_reason() -> None:
     assert rows(report.markdown(comparison(), "cmd"))["other"][2] == "not run: no such thing"
 

@@ -40,11 +40,12 @@ class _Running(redis.Running):
 
 @dataclass(frozen=True)
 class BullMQ:
-    """A definition; `size` above 1 means addBulk()."""
+    """A definition; `size` above 1 means addBulk(), `unix` that Redis is reached by its socket."""
 
     name: str
     size: int
     cores: Cores
+    unix: bool = False
     promise: str = redis.PROMISE
 
     def versions(self, bench: Bench) -> Mapping[str, str]:
@@ -65,9 +66,10 @@ class BullMQ:
         directory = Path(tempfile.mkdtemp(prefix="bullmq-", dir=bench.directory))
         try:
             with redis.running(directory, self.cores) as broker:
+                way = {"path": str(broker.socket)} if self.unix else {"port": broker.port}
                 environment = {
                     "NODE_PATH": str(setup.node_modules_of(bench.cache)),
-                    "BENCHMARK_BROKER": str(broker.socket),
+                    "BENCHMARK_BROKER": json.dumps(way),
                     "BENCHMARK_CONCURRENCY": str(CONCURRENCY),
                 }
                 log = directory / "worker.log"
@@ -76,7 +78,7 @@ class BullMQ:
                         ["node", str(_HERE / "bullmq_worker.js")],
                         stdout=output, stderr=output, env=environment_with(environment),
                     )  # fmt: skip
-                target = {"broker": str(broker.socket), "body": Body().template}
+                target = {"broker": way, "body": Body().template}
                 producer = Producer(
                     ["node", str(_HERE / "bullmq_producer.js")],
                     bench.settings(self.size, CONNECTIONS[self.size], target),

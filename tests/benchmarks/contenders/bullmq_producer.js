@@ -103,7 +103,7 @@ async function main() {
     if (settings === null) {
       settings = JSON.parse(line);
       settings.file = fs.openSync(settings.arrivals, 'r');
-      queue = new Queue('callbacks', { connection: { path: settings.target.broker } });
+      queue = new Queue('callbacks', { connection: settings.target.broker });
       continue;
     }
     const job = JSON.parse(line);

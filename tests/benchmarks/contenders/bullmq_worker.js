@@ -23,7 +23,7 @@ async function deliver(job) {
 }
 
 const worker = new Worker('callbacks', deliver, {
-  connection: { path: process.env.BENCHMARK_BROKER, maxRetriesPerRequest: null },
+  connection: { ...JSON.parse(process.env.BENCHMARK_BROKER), maxRetriesPerRequest: null },
   concurrency: Number(process.env.BENCHMARK_CONCURRENCY),
 });
 worker.on('error', (error) => console.error(error));

@@ -67,7 +67,7 @@ class Celery:
         python = str(setup.python_of(bench.cache))
         try:
             with redis.running(directory, self.cores) as broker:
-                environment = {"BENCHMARK_BROKER": f"redis+socket://{broker.socket}"}
+                environment = {"BENCHMARK_BROKER": f"redis://127.0.0.1:{broker.port}/0"}
                 worker = [
                     *(python, "-m", "celery", "-A", _APP, "worker", "-P", "prefork"),
                     *("-c", str(WORKERS), "-l", "WARNING"),

@@ -41,4 +41,5 @@ def contenders(one: Cores, both: Cores) -> tuple[Definition, ...]:
         Celery("Celery + Redis + requests", one),
         BullMQ("BullMQ + Redis + undici, add", 1, one),
         BullMQ("BullMQ + Redis + undici, addBulk(100)", 100, one),
+        BullMQ("BullMQ + Redis + undici, addBulk(100), Unix socket", 100, one, unix=True),
     )
