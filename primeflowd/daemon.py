@@ -151,7 +151,7 @@ async def _serve(node: Node, hangups: AsyncIterator[int]) -> None:
         node.intake.close()
         for scope in chores:
             scope.cancel()
-        node.scheduler.close()
+        node.holdings.close()
         scheduling.cancel()
         node.destinations.close()
         with trio.move_on_after(node.config.drain.deadline.seconds):
@@ -200,7 +200,7 @@ async def _serve_api(
 
 async def _release_waiting(node: Node) -> None:
     """Give back what no sender has: other nodes need not wait for the attempts under way."""
-    node_id, ids = node.lease.node_id, node.scheduler.let_go()
+    node_id, ids = node.lease.node_id, node.holdings.let_go()
 
     def give_back(tx: Tx) -> None:
         tx.release(node_id, ids)

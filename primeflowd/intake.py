@@ -32,7 +32,7 @@ are durable."""
 
 
 class Schedule(Protocol):
-    """What intake needs of the scheduler. Calls in the Trio thread, but for node_id, node_for."""
+    """What intake needs of holdings. Calls in the Trio thread, but for node_id, node_for."""
 
     @property
     def node_id(self) -> str:

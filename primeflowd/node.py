@@ -16,6 +16,7 @@ from primeflowd.event_callbacks import EventCallbacks
 from primeflowd.explanation import DestinationNow
 from primeflowd.exposition import Exposition
 from primeflowd.heartbeat import Heartbeat
+from primeflowd.holdings import Holdings
 from primeflowd.hookspecs import RecordedAttempt, Storage
 from primeflowd.housekeeping import Housekeeping
 from primeflowd.intake import Intake
@@ -76,12 +77,13 @@ class Node:
             status=self.status,
             attempts=lambda: self._attempts,
         )
+        self.holdings = Holdings(self.destinations, clock, settings, lease)
         self.scheduler = Scheduler(
-            self.heartbeat.scheduling, self.destinations, clock, settings, lease
+            self.heartbeat.scheduling, self.holdings, self.destinations, clock, lease
         )
-        self.rulebook = Rulebook(storage, keyring, clock, config, self.scheduler.govern)
+        self.rulebook = Rulebook(storage, keyring, clock, config, self.holdings.govern)
         self.intake = Intake(
-            storage, self.scheduler, clock, config, tracing.follow if tracing else None
+            storage, self.holdings, clock, config, tracing.follow if tracing else None
         )
         self.events = EventCallbacks(
             storage, clock, config, lambda: self.lease.node_id, self._events_made
@@ -94,7 +96,7 @@ class Node:
         self.senders = Senders(
             storage=storage,
             destinations=self.destinations,
-            scheduler=self.scheduler,
+            scheduler=self.holdings,
             signatures=self.signatures,
             transport=self.transport,
             classify=plugins.classify,
@@ -153,7 +155,7 @@ class Node:
         log.set_level(config.log)
         self.destinations.reconfigure(settings)
         self.rulebook.reconfigure(config)
-        self.scheduler.reconfigure(settings)
+        self.holdings.reconfigure(settings)
         self.intake.reconfigure(config)
         self.signatures.reconfigure(new.signers)
         self.transport.reconfigure(new.loaded)
@@ -175,7 +177,7 @@ class Node:
     def status(self) -> str:
         """What systemctl shows beside the attempts per second."""
         state = self.not_ready() or "ready"
-        held, due = len(self.scheduler), len(self.destinations)
+        held, due = len(self.holdings), len(self.destinations)
         return f"{state}: {held} held, {due} due, {self.senders.busy} sending"
 
     def not_ready(self) -> str | None:
@@ -192,7 +194,7 @@ class Node:
 
     def _lost(self) -> None:
         self.transport.cut_short()
-        self.scheduler.renounce()
+        self.holdings.renounce()
 
     def _is_eldest(self) -> bool:
         return self.lease.holds() and self.lease.is_eldest
@@ -222,8 +224,8 @@ class Node:
         return NodeStatistics(
             node_id=self.lease.node_id,
             is_eldest=self._is_eldest(),
-            held=len(self.scheduler),
-            waiting=self.scheduler.waiting(),
+            held=len(self.holdings),
+            waiting=self.holdings.waiting(),
             due=len(self.destinations),
             sending=self.senders.busy,
             storage_healthy=storage.healthy,
@@ -241,7 +243,7 @@ class Node:
             accepted=self.intake.accepted,
             cancelled=self.intake.cancelled,
             attempts=self.tally,
-            waiting=self.scheduler.waiting(),
+            waiting=self.holdings.waiting(),
             due=len(self.destinations),
             sending=self.senders.busy,
             held_limit=self.config.delivery.active_limit,

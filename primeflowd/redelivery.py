@@ -51,8 +51,8 @@ def cancel_delivery(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
         StateRefused: `invalid_state`, it has ended.
     """
     delivery = _open_delivery(unit.tx, org_id, delivery_id)
-    # The claim stays: a sender that is on it now must still be able to record its attempt. The
-    # scheduler releases it after the commit if no sender is.
+    # The claim stays: a sender that is on it now must still be able to record its attempt. If none
+    # is, its node releases it after the commit.
     ended = msgspec.structs.replace(
         delivery,
         status="failed",

@@ -1,6 +1,6 @@
 """How many deliveries this node may hold: in all, for one destination, for one that is ill.
 
-Pure counting, for the scheduler. Asking is allowed in any thread; changing is not.
+Pure counting, for holdings. Asking is allowed in any thread; changing is not.
 """
 
 from collections.abc import Mapping

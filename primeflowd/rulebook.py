@@ -1,7 +1,7 @@
 """The rules of all destinations as this node has them, and which destinations are to be disabled.
 
 Puts the tables of the configuration file and the policies in storage together, and hands what they
-come to on to the scheduler. A change made through this node holds at once, one of another node
+come to on to holdings. A change made through this node holds at once, one of another node
 after LOOK_EVERY seconds at most: until then that node may still begin attempts.
 
 A destination whose every attempt fails for `disable_after` is disabled, whatever the failures are:

@@ -20,6 +20,7 @@ from primeflowd.config import Config, DeliverySettings
 from primeflowd.destinations import Destinations
 from primeflowd.durations import Duration
 from primeflowd.events import Event
+from primeflowd.holdings import Holdings
 from primeflowd.hookspecs import (
     DeliveryFilter,
     Page,
@@ -216,20 +217,21 @@ class Line:
         self.node_id = node_id
         self.destinations = Destinations(self.settings, self.clock)
         self.lease = Tenure(node_id)
+        self.holdings = Holdings(self.destinations, self.clock, self.settings, self.lease)
         self.scheduler = Scheduler(
-            self.storage, self.destinations, self.clock, self.settings, self.lease
+            self.storage, self.holdings, self.destinations, self.clock, self.lease
         )
         self.rulebook = Rulebook(
-            self.storage, self.keyring, self.clock, config, self.scheduler.govern
+            self.storage, self.keyring, self.clock, config, self.holdings.govern
         )
-        self.intake = Intake(self.storage, self.scheduler, self.clock, config)
+        self.intake = Intake(self.storage, self.holdings, self.clock, config)
         self.signatures = Signatures(
             self.storage, self.keyring, [self.seal] if signers is None else signers, self.clock
         )
         self.senders = Senders(
             storage=self.storage,
             destinations=self.destinations,
-            scheduler=self.scheduler,
+            scheduler=self.holdings,
             signatures=self.signatures,
             transport=self.wire,
             classify=lambda outcome, delivery: self.classify(outcome, delivery),
@@ -309,8 +311,8 @@ class Line:
     async def check_claims(self) -> None:
         """What storage says this node has claimed is what it holds, or is about to give back."""
         claimed = (await self.claims()).get(self.node_id, set())
-        assert {one for one in claimed if not self.scheduler.holds(one)} == set()
-        assert len(self.scheduler) == len(claimed)
+        assert {one for one in claimed if not self.holdings.holds(one)} == set()
+        assert len(self.holdings) == len(claimed)
 
 
 def _insert(tx: Tx, host: str, count: int, due_at: Micros, changes: dict[str, Any]) -> list[str]:

@@ -12,11 +12,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from primeflowd.builtin.memory import MemoryStorage, open_memory
 from primeflowd.clock import SharedClock, TrioClock
 from primeflowd.errors import OperatorError, StorageUnavailable
+from primeflowd.holdings import Tenure as HoldingsTenure
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import HOUR, MILLISECOND, SECOND, Micros
 from primeflowd.lease import Lease
 from primeflowd.model import Delivery
-from primeflowd.scheduler import Tenure as SchedulersTenure
 from primeflowd.sender import Tenure as SendersTenure
 from primeflowd.testing.factories import make_delivery
 from tests.sending import Tenure
@@ -307,7 +307,7 @@ async def test_a_clock_that_may_be_right_is_left_alone(autojump_clock: MockClock
 async def test_the_stand_in_of_other_tests_is_what_they_ask_of_a_lease() -> None:
     async with open_memory() as storage:
         real = Node(storage, "a").lease
-        asked_by_scheduler: list[SchedulersTenure] = [real, Tenure("a")]
+        asked_by_holdings: list[HoldingsTenure] = [real, Tenure("a")]
         asked_by_senders: list[SendersTenure] = [real, Tenure("a")]
-    assert [one.node_id for one in asked_by_scheduler] == ["a", "a"]
+    assert [one.node_id for one in asked_by_holdings] == ["a", "a"]
     assert [one.covers("b") for one in asked_by_senders] == [False, False]

@@ -155,7 +155,7 @@ async def test_disabled_deliveries_wait_in_storage(autojump_clock: MockClock) ->
         found = [await line.delivery(one) for one in (*due, *later, *retried)]
         assert [each.status for each in found].count("pending") == 24 - sent
         assert await line.claims() == {}
-        assert len(line.scheduler) == 0
+        assert len(line.holdings) == 0
         assert all(each.attempt_count == 0 for each in found if each.status == "pending")
         await change(line, disabled=None)
         await trio.sleep(60)

@@ -117,7 +117,7 @@ async def test_attempts_are_numbered_without_gaps(autojump_clock: MockClock) -> 
         assert [record.delivery.due_at is None for record in line.announced] == [False] * 4 + [True]
         assert line.announced[-1].delivery == delivery
         assert len(line.wire.sent) == 5
-        assert not line.scheduler.holds(delivery_id)
+        assert not line.holdings.holds(delivery_id)
         nursery.cancel_scope.cancel()
 
 
@@ -401,7 +401,7 @@ async def test_no_attempt_while_storage_cannot_be_read(autojump_clock: MockClock
     """Nothing was sent, so it is no attempt; it is made once storage is back."""
     async with open_line() as line, trio.open_nursery() as nursery:
         (delivery_id,) = await line.add(claimed_by=NODE)
-        line.scheduler.admit([(await line.delivery(delivery_id), None)])
+        line.holdings.admit([(await line.delivery(delivery_id), None)])
         line.storage.fail_with = StorageUnavailable("the disk is gone")
         line.start(nursery)
         await trio.sleep(60)
@@ -557,12 +557,12 @@ async def test_cancelled_by_a_person_while_storage_cannot_be_read(
     """5.4: a sender had it and came to no attempt; nobody makes one later."""
     async with open_line() as line, trio.open_nursery() as nursery:
         (delivery_id,) = await line.add(claimed_by=NODE)
-        line.scheduler.admit([(await line.delivery(delivery_id), None)])
+        line.holdings.admit([(await line.delivery(delivery_id), None)])
         one = await line.destinations.take()
         assert one is not None
         await line.intake.perform(lambda unit: cancel_delivery(unit, ORG, delivery_id))
         line.destinations.done(one, None, line.now())
-        line.scheduler.postpone(one, line.now() + SECOND)
+        line.holdings.postpone(one, line.now() + SECOND)
         line.start(nursery)
         await trio.sleep(60)
         assert line.wire.sent == []
@@ -584,7 +584,7 @@ async def test_a_lost_claim_writes_nothing(autojump_clock: MockClock) -> None:
         assert await line.delivery(delivery_id) == taken
         assert await line.attempts(delivery_id) == []
         assert line.announced == []
-        assert not line.scheduler.holds(delivery_id)
+        assert not line.holdings.holds(delivery_id)
         assert line.destinations.statistics()[destination("a")].in_flight == 0
         assert len(line.wire.sent) == 1
         nursery.cancel_scope.cancel()
@@ -652,7 +652,7 @@ async def test_run_ends_when_the_queues_are_closed_and_all_is_sent(
 
         async def close() -> None:
             await trio.sleep(10)
-            line.scheduler.close()
+            line.holdings.close()
             line.destinations.close()
 
         nursery.start_soon(line.scheduler.run)
@@ -769,7 +769,7 @@ async def test_cancelled_at_every_await(
     line = Line(storage, DeliverySettings())
     await line.secret()
     (delivery_id,) = await line.add(claimed_by=NODE, delays=("1s",), max_retries=1)
-    line.scheduler.admit([(await line.delivery(delivery_id), None)])
+    line.holdings.admit([(await line.delivery(delivery_id), None)])
     storage.calls = 0
 
     def answer(_: object) -> Answer:
@@ -968,7 +968,7 @@ async def test_what_was_claimed_under_a_lost_lease_is_not_sent(autojump_clock: M
         nursery.start_soon(line.senders.run)
         await trio.sleep(60)
         assert (line.wire.sent, await line.attempts(one)) == ([], [])
-        assert not line.scheduler.holds(one)
+        assert not line.holdings.holds(one)
         nursery.cancel_scope.cancel()
 
 
@@ -1008,7 +1008,7 @@ async def test_an_attempt_cut_short_that_is_anothers_by_now_is_not_recorded(
         await trio.sleep(10)
         assert await line.attempts(one) == []
         assert (await line.delivery(one)).claimed_by == "node-2"
-        assert not line.scheduler.holds(one)
+        assert not line.holdings.holds(one)
         nursery.cancel_scope.cancel()
 
 
