@@ -26,7 +26,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _HOST: Final = re.compile(r"[a-z0-9._-]+", re.ASCII)
 # Nothing in it needs a second look: no user name, no brackets, a path, and of ASCII all that is
 # printable but space, backslash and the beginning of a fragment.
-_PLAIN: Final = re.compile(r"(https?)://([A-Za-z0-9._:-]+)(/[!\"$-\[\]-~]*)")
+_PLAIN: Final = re.compile(r"(https?://[A-Za-z0-9._:-]+)(/[!\"$-\[\]-~]*)")
 _AUTHORITY_END: Final = re.compile(r"[/?]")
 _BLANK_OR_CONTROL: Final = frozenset({"Cc", "Cs", "Zl", "Zp", "Zs"})
 # Every printable ASCII character is left alone, "%" too: what is escaped already stays so.
@@ -63,12 +63,12 @@ def parse(url: str) -> Target:
     # Receivers give each batch a URL of its own, so that most are new, and nearly all are plain.
     plain = _PLAIN.fullmatch(url)
     if plain is not None and len(url) <= MAX_LENGTH:
-        scheme, authority, request_target = plain.groups()
+        start, request_target = plain.groups()
     else:
-        scheme, authority, request_target = _split(url)
-    origin = _origin(scheme, authority)
+        start, request_target = _split(url)
+    origin = _origin(start)
     return Target(
-        scheme=scheme,
+        scheme=origin.scheme,
         host=origin.host,
         port=origin.port,
         host_header=origin.host_header,
@@ -89,8 +89,9 @@ def destination_of(text: str) -> str:
     return target.destination
 
 
-def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, authority and request target of any URL that is one."""
+def _split(url: str) -> tuple[str, str]:
+    """Of any URL that is one: scheme (in lower case) and authority as it has them, and the request
+    target."""
     _check_characters(url)
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
@@ -105,10 +106,11 @@ def _split(url: str) -> tuple[str, str, str]:
         request_target = f"/{request_target}"
     if not url.isascii():
         request_target = quote(request_target, safe=_VERBATIM)
-    return scheme, authority, request_target
+    return f"{scheme}://{authority}", request_target
 
 
 class _Origin(msgspec.Struct, frozen=True):
+    scheme: str
     host: str
     port: int
     host_header: str
@@ -117,12 +119,15 @@ class _Origin(msgspec.Struct, frozen=True):
 
 # Apart from the whole: a busy receiver has one origin, and often an URL for each batch.
 @lru_cache(maxsize=2048)
-def _origin(scheme: str, authority: str) -> _Origin:
+def _origin(start: str) -> _Origin:
+    """`start`: a URL up to its path."""
+    scheme, _, authority = start.partition("://")
     if "@" in authority:
         raise ValueError("the URL has a user name or password")
     host, port = _split_authority(authority, scheme)
     bracketed = f"[{host}]" if ":" in host else host
     return _Origin(
+        scheme=scheme,
         host=host,
         port=port,
         host_header=bracketed if port == _DEFAULT_PORTS[scheme] else f"{bracketed}:{port}",

@@ -23,7 +23,8 @@ OWN_HEADERS: Final = frozenset(
 """In lower case, those of the exchange itself: from elsewhere they could disagree with what is
 sent."""
 
-_PRINTABLE: Final = bytes(range(0x20, 0x7F))
+# Leaves what is printable as it is, and nothing else.
+_MASK: Final = bytes(code if 0x20 <= code < 0x7F else ord("?") for code in range(256))
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -70,8 +71,11 @@ def is_name(text: str) -> bool:
 
 def is_value(text: str) -> bool:
     """Whether a header can have this value, by ours: printable ASCII."""
+    if not text.isascii():
+        return False
     # In half the time that isprintable() takes, which looks up each character.
-    return text.isascii() and not text.encode().translate(None, _PRINTABLE)
+    encoded = text.encode()
+    return encoded.translate(_MASK) == encoded
 
 
 def encode(request: Request) -> bytes:

@@ -8,7 +8,8 @@ Pure, as signers are.
 """
 
 import traceback
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Final
@@ -52,27 +53,29 @@ def lines_by(signers: Sequence[Signer], request: SigningRequest) -> str:
         SigningFailed: a signer raised, or gave headers that cannot be used.
     """
     # Of text, if the signers keep to their contract.
-    names: tuple[object, ...] = ()
-    values: tuple[str, ...] = ()
-    givers: tuple[str, ...] = ()
+    names: list[object] = []
+    values: list[str] = []
+    # How many there were when each had signed.
+    counts: list[int] = []
     for signer in signers:
         try:
             for name, value in signer.sign(request):
-                names += (name,)
-                values += (value,)
-                givers += (signer.name,)
+                names.append(name)
+                values.append(value)
         except Exception as error:  # noqa: BLE001 - a plugin's code: whatever it raises is its fault
             where = traceback.extract_tb(error.__traceback__)[-1]
             cause = f"{type(error).__name__} at {PurePath(where.filename).name}:{where.lineno}"
             # Not chained: what it says may hold a secret, and would be logged with the traceback.
             raise SigningFailed(signer.name, cause) from None
+        counts.append(len(names))
     try:
-        template, together = _template(names), "".join(values)
+        template, together = _template(tuple(names)), "".join(values)
     except TypeError:  # not of text
-        return _one_by_one(givers, names, values)
+        template, together = None, ""
     if template is None or not is_value(together):
+        givers = (signers[bisect(counts, at)].name for at in range(len(names)))
         return _one_by_one(givers, names, values)
-    return template % values
+    return template % tuple(values)
 
 
 # The names are few and always the same.
@@ -86,7 +89,7 @@ def _template(names: tuple[object, ...]) -> str | None:
     return "".join(f"{str(name).replace('%', '%%')}: %s\r\n" for name in names)
 
 
-def _one_by_one(givers: Sequence[str], names: Sequence[object], values: Sequence[object]) -> str:
+def _one_by_one(givers: Iterable[str], names: Sequence[object], values: Sequence[object]) -> str:
     """As `lines_by`, once they have signed."""
     headers: dict[str, tuple[str, str]] = {}
     for signer, name, value in zip(givers, names, values, strict=True):

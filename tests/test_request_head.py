@@ -2,7 +2,7 @@
 
 import pytest
 
-from primeflowd.request_head import encode, header_lines, with_others
+from primeflowd.request_head import encode, header_lines, is_value, with_others
 from tests.network import request
 
 
@@ -36,6 +36,14 @@ def test_headers_cannot_break_the_request(name: str, value: str) -> None:
     assert value == "1" or value not in str(caught.value)
     with pytest.raises(ValueError, match="header"):
         with_others("X-Other: 1\r\n", [(name, value)])
+
+
+def test_a_value_is_printable_ascii() -> None:
+    """5.3: each character is looked at, wherever it stands."""
+    allowed = [chr(code) for code in range(0x3000) if is_value(f"a{chr(code)}?")]
+    assert "".join(allowed) == "".join(map(chr, range(0x20, 0x7F)))
+    assert is_value("")
+    assert not is_value("\ud800")
 
 
 def test_encoding() -> None:

@@ -325,6 +325,16 @@ async def test_6_2_a_faulty_signer_fails_the_attempt_and_is_named(
     assert unused.last_used_at is None
 
 
+async def test_6_2_of_many_signers_the_faulty_one_is_named(storage: Watched) -> None:
+    await put(storage, secret("s1", is_current=True))
+    good = Saying([("X-One", "1"), ("X-Two", "2")], "good")
+    for headers in ([("X-Odd", "\n")], [("X-Odd", "3"), ("Host", "4")], [("X-Odd", 5)]):
+        others = Saying([], "none"), Saying([("X-Last", "6")], "last")
+        signing = signatures(storage, good, others[0], Saying(headers, "globex"), *others)
+        with pytest.raises(SigningFailed, match=r"^globex: "):
+            await signing.sign(delivery(), "a", BODY)
+
+
 async def test_6_2_two_signers_that_want_one_header_fail_the_attempt(storage: Watched) -> None:
     await put(storage, secret("s1", is_current=True))
     signing = signatures(storage, Saying([("X-A", "1")]), Saying([("x-a", "2")], name="globex"))
