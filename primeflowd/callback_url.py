@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import idna
 import msgspec
+from msgspec.structs import replace
 
 MAX_LENGTH: Final = 2048
 """Most characters a callback URL may have."""
@@ -33,7 +34,7 @@ _BLANK_OR_CONTROL: Final = frozenset({"Cc", "Cs", "Zl", "Zp", "Zs"})
 _VERBATIM: Final = "".join(map(chr, range(0x21, 0x7F)))
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """Where a callback goes, ready to be dialled and asked for.
 
     Attributes:
@@ -63,18 +64,10 @@ def parse(url: str) -> Target:
     # Receivers give each batch a URL of its own, so that most are new, and nearly all are plain.
     plain = _PLAIN.fullmatch(url)
     if plain is not None and len(url) <= MAX_LENGTH:
-        start, request_target = plain.groups()
+        origin, request_target = plain.groups()
     else:
-        start, request_target = _split(url)
-    origin = _origin(start)
-    return Target(
-        scheme=origin.scheme,
-        host=origin.host,
-        port=origin.port,
-        host_header=origin.host_header,
-        request_target=request_target,
-        destination=origin.destination,
-    )
+        origin, request_target = _split(url)
+    return replace(_at_root(origin), request_target=request_target)
 
 
 def destination_of(text: str) -> str:
@@ -90,8 +83,7 @@ def destination_of(text: str) -> str:
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Of any URL that is one: scheme (in lower case) and authority as it has them, and the request
-    target."""
+    """Origin, with its scheme in lower case, and request target of any URL that is one."""
     _check_characters(url)
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
@@ -101,36 +93,29 @@ def _split(url: str) -> tuple[str, str]:
         raise ValueError("the URL has a fragment")
     end = _AUTHORITY_END.search(rest)
     split = end.start() if end else len(rest)
-    authority, request_target = rest[:split], rest[split:]
+    origin, request_target = f"{scheme}://{rest[:split]}", rest[split:]
     if not request_target.startswith("/"):
         request_target = f"/{request_target}"
     if not url.isascii():
         request_target = quote(request_target, safe=_VERBATIM)
-    return f"{scheme}://{authority}", request_target
-
-
-class _Origin(msgspec.Struct, frozen=True):
-    scheme: str
-    host: str
-    port: int
-    host_header: str
-    destination: str
+    return origin, request_target
 
 
 # Apart from the whole: a busy receiver has one origin, and often an URL for each batch.
 @lru_cache(maxsize=2048)
-def _origin(start: str) -> _Origin:
-    """`start`: a URL up to its path."""
-    scheme, _, authority = start.partition("://")
+def _at_root(origin: str) -> Target:
+    """What all URLs of an origin (scheme and authority) are but for their request targets."""
+    scheme, _, authority = origin.partition("://")
     if "@" in authority:
         raise ValueError("the URL has a user name or password")
     host, port = _split_authority(authority, scheme)
     bracketed = f"[{host}]" if ":" in host else host
-    return _Origin(
+    return Target(
         scheme=scheme,
         host=host,
         port=port,
         host_header=bracketed if port == _DEFAULT_PORTS[scheme] else f"{bracketed}:{port}",
+        request_target="/",
         # "example.com." is the same destination as "example.com", and shares its limits.
         destination=f"{scheme}://{bracketed.removesuffix('.')}:{port}",
     )

@@ -9,8 +9,10 @@ payload is frozen there (4.5).
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from primeflowd import payload
 from primeflowd.errors import NotFound, Refused, StateRefused
@@ -20,15 +22,36 @@ from primeflowd.model import TERMINAL_BATCH, Batch, BatchStatus, Item, TerminalS
 from primeflowd.redelivery import make_delivery
 from primeflowd.unit import Unit
 
+# To replace some of the fields of a struct costs a fifth of giving all of them by name.
+_NOTHING_KNOWN: Final = Batch(
+    id="",
+    org_id="",
+    plan_id="",
+    callback_url=None,
+    metadata=None,
+    status="queued",
+    output=None,
+    items_total=None,
+    items_succeeded=0,
+    items_failed=0,
+    items_cancelled=0,
+    cancellation_reason=None,
+    payload=None,
+    created_at=0,
+    started_at=None,
+    completed_at=None,
+    updated_at=0,
+)
 
-class NewItem(msgspec.Struct, frozen=True):
+
+class NewItem(msgspec.Struct, frozen=True, gc=False):
     """An item as a client registers it; `input` is canonical JSON."""
 
     client_ref: str | None = None
     input: bytes | None = None
 
 
-class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
+class NewBatch(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A batch as a client registers it, already validated; bytes are canonical JSON."""
 
     id: str | None = None
@@ -51,13 +74,14 @@ def create_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
     """
     if new.id is not None and unit.tx.taken_batch_ids([new.id]):
         raise _batch_exists(new.id)
-    return _insert_batch(unit, org_id, new)
+    return _insert_batch(unit, _newborn(unit, org_id), new)
 
 
 def create_batches(unit: Unit, org_id: str, news: Sequence[NewBatch]) -> list[Batch | Refused]:
     """Register several batches, each standing alone: its batch, or why it was refused."""
     wanted = {new.id for new in news if new.id is not None}
     taken = unit.tx.taken_batch_ids(wanted) if wanted else set()
+    newborn = _newborn(unit, org_id)
     results: list[Batch | Refused] = []
     for new in news:
         if new.id is not None and new.id in taken:
@@ -65,7 +89,7 @@ def create_batches(unit: Unit, org_id: str, news: Sequence[NewBatch]) -> list[Ba
             continue
         if new.id is not None:
             taken.add(new.id)
-        results.append(_insert_batch(unit, org_id, new))
+        results.append(_insert_batch(unit, newborn, new))
     return results
 
 
@@ -100,11 +124,16 @@ def cancel_batch(unit: Unit, org_id: str, batch_id: str, reason: str | None) -> 
     batch = _batch(unit.tx, org_id, batch_id)
     if batch.status in TERMINAL_BATCH:
         return batch, False
-    batch = msgspec.structs.replace(batch, cancellation_reason=reason)
+    batch = replace(batch, cancellation_reason=reason)
     return end_batch(unit, batch, "cancelled", None, None), True
 
 
-def _insert_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
+def _newborn(unit: Unit, org_id: str) -> Batch:
+    """What new batches of an org are like before anything is known of each."""
+    return replace(_NOTHING_KNOWN, org_id=org_id, created_at=unit.now, updated_at=unit.now)
+
+
+def _insert_batch(unit: Unit, newborn: Batch, new: NewBatch) -> Batch:
     now = unit.now
     batch_id = new.id or new_id()
     started_at, completed_at, frozen = new.started_at, None, None
@@ -121,24 +150,18 @@ def _insert_batch(unit: Unit, org_id: str, new: NewBatch) -> Batch:
             )
     elif started_at is None and new.status == "running":
         started_at = now
-    batch = Batch(
+    batch = replace(
+        newborn,
         id=batch_id,
-        org_id=org_id,
         plan_id=new.plan_id,
         callback_url=new.callback_url,
         metadata=new.metadata,
         status=new.status,
         output=new.output,
         items_total=len(new.items) if new.items is not None else new.items_total,
-        items_succeeded=0,
-        items_failed=0,
-        items_cancelled=0,
-        cancellation_reason=None,
         payload=frozen,
-        created_at=now,
         started_at=started_at,
         completed_at=completed_at,
-        updated_at=now,
     )
     unit.tx.insert_batch(batch)
     if new.items:
@@ -192,7 +215,7 @@ def end_batch(
             created_at=batch.created_at,
             completed_at=completed_at,
         )
-    batch = msgspec.structs.replace(
+    batch = replace(
         batch,
         status=status,
         output=output,

@@ -22,7 +22,7 @@ kept as canonical bytes (see payload.py), never as values, so that numbers keep 
 from typing import Final, Literal, TypeAlias
 
 import msgspec
-import uuid_utils
+from uuid_utils import uuid7
 
 from primeflowd.instants import MILLISECOND, Micros
 
@@ -57,7 +57,7 @@ OPERATOR_ORG: Final = "*"
 
 def new_id() -> str:
     """A fresh UUIDv7 in canonical text; ids made later by one process sort later."""
-    return str(uuid_utils.uuid7())
+    return str(uuid7())
 
 
 def first_id(at: Micros) -> str:

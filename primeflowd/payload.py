@@ -23,6 +23,7 @@ _QUOTE: Final = b'"'
 _NULL: Final = b"null"
 # Brackets become the signed bytes +1 and -1, so that their running sum is the depth.
 _AS_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_DEEPER: Final = b"\x01"
 _NEITHER_STEP_NOR_QUOTE: Final = bytes(set(range(256)) - set(b'[{]}"'))
 
 # Copies tokens as they are spelt, and builds no values.
@@ -48,11 +49,10 @@ def check_document(body: bytes) -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise InvalidJson(f"not UTF-8 at byte {error.start}") from error
+    steps = _plain_quotes(body).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
     # Nearly every body has too few brackets to be too deep, however they are arranged.
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        steps = _plain_quotes(body).translate(_AS_STEPS, _NEITHER_STEP_NOR_QUOTE)
-        if _depth(steps) > MAX_DEPTH:
-            raise InvalidJson(f"nested deeper than {MAX_DEPTH}")
+    if steps.count(_DEEPER) > MAX_DEPTH and _depth(steps) > MAX_DEPTH:
+        raise InvalidJson(f"nested deeper than {MAX_DEPTH}")
 
 
 def canonical(document: bytes | msgspec.Raw) -> bytes:
@@ -107,27 +107,31 @@ def freeze(
 
     `output` and `metadata` are canonical already, and are copied.
     """
-    event = status.encode()
-    # A client's `completed_at` may lie before our `created_at`.
-    duration = completed_at - created_at if completed_at > created_at else 0
-    return (
-        b'{"event":"batch.%b","batch_id":"%b","status":"%b","output":%b,"duration_ms":%d,'
-        b'"created_at":"%b","completed_at":"%b","metadata":%b}'
-    ) % (
-        event,
-        batch_id.encode(),
-        event,
-        # JSON is never empty.
-        output or _NULL,
-        duration // MILLISECOND,
-        _spelt(created_at),
-        _spelt(completed_at),
-        metadata or _NULL,
+    beginning, middle, end = _frame(status, created_at, completed_at)
+    # JSON is never empty.
+    return b"".join(
+        (beginning, batch_id.encode(), middle, output or _NULL, end, metadata or _NULL, b"}")
     )
 
 
 # A batch that comes ended was created and completed at one instant, as were all that came with it.
 @lru_cache(maxsize=8)
+def _frame(
+    status: BatchStatus, created_at: Micros, completed_at: Micros
+) -> tuple[bytes, bytes, bytes]:
+    """What stands before a payload's batch id, between that and its output, and before its
+    metadata."""
+    event = status.encode()
+    # A client's `completed_at` may lie before our `created_at`.
+    duration = completed_at - created_at if completed_at > created_at else 0
+    return (
+        b'{"event":"batch.%b","batch_id":"' % event,
+        b'","status":"%b","output":' % event,
+        b',"duration_ms":%d,"created_at":"%b","completed_at":"%b","metadata":'
+        % (duration // MILLISECOND, _spelt(created_at), _spelt(completed_at)),
+    )
+
+
 def _spelt(instant: Micros) -> bytes:
     return to_datetime(instant).isoformat().encode()
 

@@ -5,7 +5,7 @@ Operations over one transaction, as in lifecycle.py: each looks first and writes
 
 from typing import cast
 
-import msgspec
+from msgspec.structs import replace
 
 from primeflowd.callback_url import parse
 from primeflowd.errors import NotFound, StateRefused
@@ -53,7 +53,7 @@ def cancel_delivery(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
     delivery = _open_delivery(unit.tx, org_id, delivery_id)
     # The claim stays: a sender that is on it now must still be able to record its attempt. If none
     # is, its node releases it after the commit.
-    ended = msgspec.structs.replace(
+    ended = replace(
         delivery,
         status="failed",
         failure_reason="cancelled",
@@ -75,7 +75,7 @@ def attempt_now(unit: Unit, org_id: str, delivery_id: str) -> Delivery:
         StateRefused: `invalid_state`, it has ended.
     """
     delivery = _open_delivery(unit.tx, org_id, delivery_id)
-    hastened = msgspec.structs.replace(
+    hastened = replace(
         delivery,
         due_at=min(unit.now, cast("Micros", delivery.due_at)),
         claimed_by=delivery.claimed_by or unit.node_for(delivery.destination),
@@ -100,7 +100,7 @@ def make_delivery(unit: Unit, batch: Batch, frozen: bytes, *, is_automatic: bool
     pattern = unit.patterns.get((batch.org_id, batch.plan_id))
     if pattern is None:
         pattern = unit.patterns[batch.org_id, batch.plan_id] = _pattern(unit, batch)
-    delivery = msgspec.structs.replace(
+    delivery = replace(
         pattern,
         id=new_id(),
         batch_id=batch.id,

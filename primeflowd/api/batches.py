@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Final, TypeVar, get_args
+from typing import Annotated, Final, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Raw
@@ -37,14 +37,14 @@ MAX_REASON: Final = 1000
 MAX_ITEMS_TOTAL: Final = 2**31 - 1
 
 
-class ItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """An item as a client registers it."""
 
     client_ref: str | None = None
     input: Raw = ABSENT
 
 
-class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A batch as a client registers it; every field may be left out."""
 
     id: str | None = None
@@ -85,7 +85,7 @@ class CancellationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """An entry of a bulk answer: a batch that is durable."""
 
     index: int
@@ -108,10 +108,14 @@ _cancellation: Final = msgspec.json.Decoder(CancellationBody)
 
 S = TypeVar("S", bound=str)
 
+Verbatim: TypeAlias = Callable[[Raw], bytes | None]
+"""Gives the canonical bytes of a JSON value, which are never empty; none for ABSENT."""
+
 
 async def create(call: Call) -> Answer:
     """Register a batch; one with a terminal status is born ended, its callback on its way."""
-    new = _new_batch(await decode.body(call, _batch))
+    raw, verbatim = _canonical_if_cheap(await decode.checked_body(call, None))
+    new = _new_batch(decode.document(raw, _batch), verbatim)
     operation = partial(create_batch, org_id=call.org_id, new=new)
     return await idempotency.perform(call, operation, _created)
 
@@ -129,12 +133,17 @@ def _read_together(raw: bytes) -> Sequence[NewBatch] | None:
     """The batches of a bulk request, in one go; None if there is anything wrong, or too much."""
     if len(raw) > MOST_AT_ONCE:
         return None
-    verbatim, compact = decode.verbatim, compacted(raw)
-    if compact is not None:
-        raw, verbatim = compact, decode.compact
+    raw, verbatim = _canonical_if_cheap(raw)
     with suppress(InvalidRequest):
         return [_new_batch(body, verbatim) for body in decode.document(raw, _bulk).batches]
     return None
+
+
+def _canonical_if_cheap(raw: bytes) -> tuple[bytes, Verbatim]:
+    """A body to decode, and what makes the values in it canonical. Where it could be made canonical
+    as a whole, so are these: they need but be copied, which every Verbatim does."""
+    compact = compacted(raw)
+    return (raw, decode.verbatim) if compact is None else (compact, bytes)
 
 
 def _read_one_by_one(raw: bytes) -> Sequence[NewBatch | Refused]:
@@ -221,9 +230,7 @@ def choice(call: Call, name: str, allowed: tuple[S, ...]) -> S | None:
     raise decode.invalid(name, "expected one of " + ", ".join(allowed))
 
 
-def _new_batch(
-    body: BatchBody, verbatim: Callable[[Raw], bytes | None] = decode.verbatim
-) -> NewBatch:
+def _new_batch(body: BatchBody, verbatim: Verbatim = decode.verbatim) -> NewBatch:
     """Everything about a new batch that can be wrong whatever the storage holds."""
     status = body.status or "queued"
     batch_id = canonical_uuid(body.id) if body.id is not None else None
@@ -231,7 +238,7 @@ def _new_batch(
         raise decode.invalid("id", "expected a UUID")
     if body.items is not None and body.items_total is not None:
         raise decode.invalid("items_total", "give either items or items_total")
-    metadata = verbatim(body.metadata)
+    metadata = verbatim(body.metadata) or None
     started_at, completed_at = body.started_at, body.completed_at
     if completed_at is not None and status not in TERMINAL_BATCH:
         raise decode.invalid("completed_at", f"a batch that is {status} has not ended")
@@ -245,10 +252,10 @@ def _new_batch(
         plan_id=decode.plan_id(body.plan_id) if body.plan_id else "",
         callback_url=body.callback_url,
         metadata=None if metadata == b"null" else metadata,
-        items=None if body.items is None else _new_items(body.items),
+        items=None if body.items is None else _new_items(body.items, verbatim),
         items_total=body.items_total,
         status=status,
-        output=verbatim(body.output),
+        output=verbatim(body.output) or None,
         started_at=None if started_at is None else decode.instant(started_at, "started_at"),
         completed_at=(
             None if completed_at is None else decode.instant(completed_at, "completed_at")
@@ -256,7 +263,7 @@ def _new_batch(
     )
 
 
-def _new_items(bodies: list[ItemBody]) -> tuple[NewItem, ...]:
+def _new_items(bodies: list[ItemBody], verbatim: Verbatim) -> tuple[NewItem, ...]:
     seen: set[str] = set()
     for body in bodies:
         if body.client_ref is None:
@@ -265,7 +272,7 @@ def _new_items(bodies: list[ItemBody]) -> tuple[NewItem, ...]:
         if body.client_ref in seen:
             raise decode.invalid("client_ref", f"{body.client_ref!r} occurs twice")
         seen.add(body.client_ref)
-    return tuple(NewItem(body.client_ref, decode.verbatim(body.input)) for body in bodies)
+    return tuple(NewItem(body.client_ref, verbatim(body.input) or None) for body in bodies)
 
 
 def _filter_plan(call: Call) -> str | None:

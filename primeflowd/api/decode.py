@@ -52,8 +52,7 @@ async def body(
         InvalidRequest: not JSON, or not of this shape.
         Rejected: 413, 415.
     """
-    raw = await call.body(limit)
-    if not raw and may_be_absent:
+    if may_be_absent and not await call.body(limit):
         return decoder.decode(b"{}")
     return document(await checked_body(call, limit), decoder)
 
@@ -111,11 +110,6 @@ def verbatim_or_null(raw: Raw) -> bytes | None:
     """As `verbatim`, for a field in which null means none."""
     text = verbatim(raw)
     return None if text == b"null" else text
-
-
-def compact(raw: Raw) -> bytes | None:
-    """As `verbatim`, of a body that `compacted` brought into canonical form."""
-    return None if raw is ABSENT else bytes(raw)
 
 
 def text(value: str | None, field: str, longest: int) -> str | None:

@@ -5,7 +5,7 @@ beyond the end of the present request, so that where one ends is decided in one 
 follows it stays raw until its turn; at most `MAX_HEAD` bytes of a head or of chunk framing are
 taken, at most `MAX_HEADERS` fields, and of a body no more than was just fed.
 
-A request whose head is known already (known_heads.py) and whose body came with it needs no parser.
+A request whose head is known already (known_heads.py) and came in one piece needs no parser.
 
 Fails with Malformed, after which the connection can only be closed.
 """
@@ -55,6 +55,7 @@ class RequestReader:
         "_headers",
         "_in_head",
         "_known",
+        "_last_length",
         "_left",
         "_parser",
         "_parts",
@@ -62,6 +63,7 @@ class RequestReader:
         "_rest",
         "_tail",
         "_target",
+        "_unparsed",
         "_upgrading",
         "ended",
         "head",
@@ -72,6 +74,8 @@ class RequestReader:
         self._parser = httptools.HttpRequestParser(self)
         # Fed, but beyond the end of the present request.
         self._rest = b""
+        # Of the body of the last request, as declared.
+        self._last_length = 0
         self._start()
 
     def _start(self) -> None:
@@ -80,6 +84,7 @@ class RequestReader:
         self._in_head = True
         self._begun = False
         self._discarding = False
+        self._unparsed = False
         self._upgrading = False
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -114,11 +119,9 @@ class RequestReader:
 
     @property
     def wanted(self) -> int:
-        """How many bytes to read next, at most."""
-        left = self._left
-        if not left or left < _LEAST_AT_ONCE:
-            return _LEAST_AT_ONCE
-        return min(left, _MOST_AT_ONCE)
+        """How many bytes to read next, at most: more than are likely to come, as a read that gives
+        less than it may has emptied the socket. A client sends requests of much the same length."""
+        return min((self._left or self._last_length) + _LEAST_AT_ONCE, _MOST_AT_ONCE)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes.
@@ -142,7 +145,10 @@ class RequestReader:
             if left:
                 end = min(position + left, size)
                 self._left = left - (end - position)
-                self._hand_over(view[position:end])
+                if self._unparsed:
+                    self._take_body(view[position:end])
+                else:
+                    self._hand_over(view[position:end])
             else:
                 end = self._framing_end(data, position)
                 self._parse_framing(view[position:end])
@@ -152,9 +158,10 @@ class RequestReader:
         self._rest = data[position:]
 
     def _is_known(self, data: bytes) -> bool:
-        """Take a whole request, the first in `data`, without the parser; False if its head is new.
+        """Take the first request in `data` without the parser; False if its head is new, or cut.
 
-        The parser never hears of it: for it the next request follows the last one it was given.
+        The parser never hears of it, nor of what of its body is still to come: for it the next
+        request follows the last one it was given.
         """
         assert self._known is not None
         end = data.find(_END) + len(_END)
@@ -163,16 +170,19 @@ class RequestReader:
             return False
         assert head.content_length is not None
         body_end = end + head.content_length
-        if body_end > len(data):
-            return False
         self.head = head
         self._in_head = False
-        self._left = 0
-        if body_end > end:
-            self._parts.append(data[end:body_end])
-        self.ended = True
+        self._unparsed = True
+        self._left = max(0, body_end - len(data))
+        self._take_body(data[end:body_end])
         self._rest = data[body_end:]
         return True
+
+    def _take_body(self, piece: memoryview | bytes) -> None:
+        """Take a piece of a body without the parser; `_left` counts it already."""
+        if piece and not self._discarding:
+            self._parts.append(bytes(piece))
+        self.ended = not self._left
 
     def take(self) -> bytes:
         """What was fed of the body since the last time."""
@@ -187,6 +197,8 @@ class RequestReader:
         Raises:
             Malformed: the next request is, as far as it has come.
         """
+        if self.head is not None:
+            self._last_length = self.head.content_length or 0
         if self.ended:
             rest, self._rest = self._rest, b""
             self._start()

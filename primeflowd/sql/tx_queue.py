@@ -137,7 +137,11 @@ class QueueStatements(Session):
             if not self._record_late(node_id, after):
                 return "lost"
             fate = "ended"
-        self._keep(self._attempts, (attempt.delivery_id, attempt.attempt_number), attempt)
+        # As _keep(), for each callback.
+        key = attempt.delivery_id, attempt.attempt_number
+        if key in self._attempts:
+            self._kept_already(key)
+        self._attempts[key] = attempt
         return fate
 
     def _record_late(self, node_id: str, after: Delivery) -> bool:
