@@ -4,6 +4,7 @@ Hypothesis is derandomised, so that a red run is red again.
 """
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.distributions import Distributions, Install
+from tests.sending import KEEPS
 
 settings.register_profile("primeflowd", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("primeflowd")
@@ -34,3 +36,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         monkeypatch.syspath_prepend(tmp_path)  # drops what the import system remembers
 
     return install_one
+
+
+@pytest.fixture(params=[False, True], ids=["in tasks", "over kept connections"])
+def keeps(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """For what holds for attempts in tasks and for those without one."""
+    KEEPS.set(request.param)
+    yield request.param
+    KEEPS.set(False)

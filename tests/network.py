@@ -1,4 +1,5 @@
-"""What the tests of the network side share: settings for loopback, a resolver, certificates."""
+"""What the tests of the network side share: settings for loopback, a resolver, certificates, and
+how attempts are made."""
 
 import contextlib
 import gc
@@ -12,10 +13,14 @@ import trio
 import trustme
 
 from primeflowd.callback_url import parse
+from primeflowd.clock import SystemClock
 from primeflowd.config import DeliverySettings, Egress
 from primeflowd.connector import SocketAddress
 from primeflowd.durations import Duration
+from primeflowd.exchange import CutShort, Exchange, Unread
+from primeflowd.model import Outcome
 from primeflowd.request_head import Request, header_lines
+from primeflowd.transport import Loaded, Transport
 
 LOOPBACK = Egress(allow=("127.0.0.0/8",))
 
@@ -135,3 +140,57 @@ class Authority:
     def write_server(self, path: Path, *names: str) -> None:
         """Write a certificate for `names` and its key into one PEM file."""
         self._ca.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(str(path))
+
+
+def transport(**options: object) -> Transport:
+    return Transport(settings(**options), SystemClock())  # type: ignore[arg-type]
+
+
+async def send(transport_: Transport, sent: Request) -> Outcome:
+    """As Transport.send, while its deadlines are seen to."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport_.run)
+        outcome = await transport_.send(sent)
+        nursery.cancel_scope.cancel()
+    return outcome
+
+
+class Told:
+    """What `begin` tells, and when."""
+
+    def __init__(self) -> None:
+        self.results: list[Outcome | Unread | CutShort] = []
+        self._event = trio.Event()
+
+    def __call__(self, _: Exchange, result: Outcome | Unread | CutShort) -> None:
+        self.results.append(result)
+        self._event.set()
+
+    async def result(self) -> Outcome | Unread | CutShort:
+        with trio.fail_after(10):
+            await self._event.wait()
+        (result,) = self.results
+        return result
+
+
+def begin(transport_: Transport, sent: Request) -> tuple[Exchange | None, Told]:
+    exchange, told = Exchange(request=sent), Told()
+    begun = transport_.begin(exchange, told, trio.current_time(), SystemClock().now())
+    return exchange if begun else None, told
+
+
+async def both(transport_: Transport, first: Request, second: Request) -> tuple[Outcome, Outcome]:
+    """Two attempts at once."""
+    outcomes: dict[int, Outcome] = {}
+
+    async def one(number: int, sent: Request) -> None:
+        outcomes[number] = await transport_.send(sent)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, 0, first)
+        nursery.start_soon(one, 1, second)
+    return outcomes[0], outcomes[1]
+
+
+def loaded(**options: object) -> Loaded:
+    return Loaded.of(settings(**options))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ look at what became of them.
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from primeflowd.config import Config, DeliverySettings
 from primeflowd.destinations import Destinations
 from primeflowd.durations import Duration
 from primeflowd.events import Event
+from primeflowd.exchange import CutShort, Unread
 from primeflowd.holdings import Holdings
 from primeflowd.hookspecs import (
     DeliveryFilter,
@@ -33,17 +35,20 @@ from primeflowd.instants import SECOND, Micros
 from primeflowd.intake import Intake
 from primeflowd.keyring import Keyring
 from primeflowd.model import Attempt, Delivery, FailureReason, Outcome, Verdict
+from primeflowd.preparation import UnderWay
 from primeflowd.request_head import Request
 from primeflowd.rulebook import Rulebook
 from primeflowd.scheduler import Scheduler
-from primeflowd.sender import Senders, UnderWay
+from primeflowd.sender import Senders
 from primeflowd.signing import Signatures
 from primeflowd.signing_secrets import create_secret
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
-from primeflowd.transport import CutShort, Unread
 from primeflowd.unit import Unit
 
 T = TypeVar("T")
+
+KEEPS: ContextVar[bool] = ContextVar("KEEPS", default=False)
+"""Whether the Wire of a test keeps connections; see the fixture `keeps`."""
 
 NODE = "node-1"
 BODY = b'{"event":"batch.succeeded"}'
@@ -90,7 +95,6 @@ class Wire:
     def begin(
         self,
         exchange: UnderWay,
-        request: Request,
         ended: Callable[[UnderWay, Outcome | Unread | CutShort], None],
         now: float,
         started_at: Micros,
@@ -99,7 +103,7 @@ class Wire:
             return False
         exchange.started_at = started_at
         exchange.finishing = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(self._exchange, exchange, request, ended)
+        trio.lowlevel.spawn_system_task(self._exchange, exchange, ended)
         return True
 
     def abandon(self, exchange: UnderWay) -> None:
@@ -109,7 +113,6 @@ class Wire:
     async def _exchange(
         self,
         exchange: UnderWay,
-        request: Request,
         ended: Callable[[UnderWay, Outcome | Unread | CutShort], None],
     ) -> None:
         assert exchange.finishing is not None
@@ -119,7 +122,7 @@ class Wire:
                 ended(exchange, Unread(exchange.started_at, trio.current_time()))
                 return
             try:
-                outcome = await self.send(request)
+                outcome = await self.send(exchange.request)
             except CutShort as cut:
                 ended(exchange, cut)
             else:
@@ -335,8 +338,8 @@ def _insert(tx: Tx, host: str, count: int, due_at: Micros, changes: dict[str, An
 
 
 @asynccontextmanager
-async def open_line(*, keeps: bool = False, **changes: Any) -> AsyncIterator[Line]:
-    """`changes` are settings of `[delivery]`; `keeps` is the Wire's."""
+async def open_line(*, keeps: bool | None = None, **changes: Any) -> AsyncIterator[Line]:
+    """`changes` are settings of `[delivery]`; `keeps` is the Wire's, None for as KEEPS says."""
     settings = DeliverySettings(**{"suspend_period": Duration("0s"), **changes})
     async with open_memory() as storage:
-        yield Line(storage, settings, keeps=keeps)
+        yield Line(storage, settings, keeps=KEEPS.get() if keeps is None else keeps)

@@ -17,8 +17,8 @@ from primeflowd.hookspecs import Tx
 from primeflowd.instants import HOUR, MILLISECOND, SECOND, Micros
 from primeflowd.lease import Lease
 from primeflowd.model import Delivery
-from primeflowd.sender import Tenure as SendersTenure
 from primeflowd.testing.factories import make_delivery
+from primeflowd.waiting_attempts import Tenure as SendersTenure
 from tests.sending import Tenure
 
 T = TypeVar("T")

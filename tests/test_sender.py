@@ -1,9 +1,5 @@
 """The sender pool: what is sent, what goes on record, and what a cancellation leaves behind."""
 
-import json
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
-from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +9,9 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from primeflowd import __version__
 from primeflowd.builtin.memory import MemoryStorage
 from primeflowd.clock import SystemClock
 from primeflowd.config import DeliverySettings
-from primeflowd.destination_rules import Rules
 from primeflowd.durations import Duration
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import RecordedAttempt
@@ -27,24 +21,11 @@ from primeflowd.redelivery import attempt_now, cancel_delivery
 from primeflowd.sender import Wire as WireProtocol
 from primeflowd.testing.factories import ORG
 from primeflowd.transport import Transport
-from tests import sending
 from tests.network import pairs
-from tests.sending import BODY, HANGS, ILL, NODE, Answer, Line, Wire, destination
+from tests.sending import HANGS, ILL, NODE, Answer, Line, Wire, destination, open_line
 
-
-@pytest.fixture(params=[False, True], ids=["in tasks", "over kept connections"], autouse=True)
-def keeps(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Everything here holds for attempts in tasks and for those without one."""
-    KEEPS.set(request.param)
-    yield request.param
-    KEEPS.set(False)
-
-
-KEEPS: ContextVar[bool] = ContextVar("KEEPS", default=False)
-
-
-def open_line(**changes: Any) -> AbstractAsyncContextManager[Line]:
-    return sending.open_line(keeps=KEEPS.get(), **changes)
+# Everything here holds for attempts in tasks and for those without one.
+pytestmark = pytest.mark.usefixtures("keeps")
 
 
 async def test_the_fake_wire_is_one() -> None:
@@ -53,50 +34,6 @@ async def test_the_fake_wire_is_one() -> None:
     async with open_line() as line:
         fake: WireProtocol = line.wire
     assert type(real).send.__annotations__ == type(fake).send.__annotations__
-
-
-async def test_headers(autojump_clock: MockClock) -> None:
-    """6.4: every attempt says which one it is; the signers' headers come on top."""
-    async with open_line() as line, trio.open_nursery() as nursery:
-        secret_id = await line.secret()
-        (delivery_id,) = await line.add(delays=("1s",), max_retries=1)
-        line.wire.answers["a"] = ILL
-        line.start(nursery)
-        await trio.sleep(2)
-        attempts = await line.attempts(delivery_id)
-        for number, (attempt, (_, request)) in enumerate(
-            zip(attempts, line.wire.sent, strict=True), start=1
-        ):
-            assert pairs(request.lines) == (
-                ("Content-Type", "application/json"),
-                ("User-Agent", f"primeflowd/{__version__}"),
-                ("Primeflow-Delivery-Id", delivery_id),
-                ("Primeflow-Attempt", str(number)),
-                ("Primeflow-Request-Id", attempt.id),
-                ("X-Seal", f"{attempt.id} {len(BODY)} 1"),
-            )
-            assert request.body == BODY
-            assert request.target.destination == destination("a")
-            assert attempt.signing_secret_id == secret_id
-        nursery.cancel_scope.cancel()
-
-
-async def test_what_an_attempt_says_of_its_trace(autojump_clock: MockClock) -> None:
-    """After all other headers."""
-    async with open_line() as line:
-        line.trace_headers = lambda delivery, attempt_id: (("T", f"{delivery.id} {attempt_id}"),)
-        line.another("node-2")
-        await line.secret()
-        async with trio.open_nursery() as nursery:
-            line.start(nursery)
-            # The first has to wait for the org's secrets.
-            for number in range(2):
-                (delivery_id,) = await line.submit()
-                await trio.sleep(0.1)
-                [attempt] = await line.attempts(delivery_id)
-                _, request = line.wire.sent[number]
-                assert pairs(request.lines)[-1] == ("T", f"{delivery_id} {attempt.id}")
-            nursery.cancel_scope.cancel()
 
 
 async def test_attempts_are_numbered_without_gaps(autojump_clock: MockClock) -> None:
@@ -146,8 +83,7 @@ async def test_a_retry_waits_from_the_end_of_the_attempt(autojump_clock: MockClo
 )
 async def test_retry_after(retry_after: str, waits: int, autojump_clock: MockClock) -> None:
     """3.6: honoured where it asks for longer than the policy, up to the cap."""
-    settings = {"retry_after_cap": Duration("1h")}
-    async with open_line(**settings) as line, trio.open_nursery() as nursery:
+    async with open_line(retry_after_cap=Duration("1h")) as line, trio.open_nursery() as nursery:
         (delivery_id,) = await line.add(delays=("1m",), max_retries=1)
         line.wire.answers["a"] = Answer(503, headers=(("retry-after", retry_after),))
         line.start(nursery)
@@ -176,60 +112,6 @@ async def test_jitter_is_added_on_top(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_failing_signer_makes_a_failed_attempt(autojump_clock: MockClock) -> None:
-    """`internal_error`, naming the signer and no secret; nothing is sent, the window stays."""
-    async with open_line(window_initial=3, suspend_after=1) as line, trio.open_nursery() as nursery:
-        await line.secret()
-        line.seal.fails = True
-        ids = await line.add(count=30, delays=("1h",), max_retries=1)
-        with capture_logs() as logs:
-            line.start(nursery)
-            await trio.sleep(1)
-        assert line.wire.sent == []
-        for delivery_id in ids:
-            delivery = await line.delivery(delivery_id)
-            (attempt,) = await line.attempts(delivery_id)
-            assert delivery.status == "pending"
-            assert attempt.failure_reason == delivery.failure_reason == "internal_error"
-            assert attempt.error_message is not None
-            assert attempt.error_message.startswith("seal: RuntimeError")
-            assert (attempt.status_code, attempt.response_body) == (None, None)
-        assert {entry["signer"] for entry in logs if entry["event"] == "signer_failed"} == {"seal"}
-        assert "whsec_" not in repr(logs)
-        assert line.destinations.statistics()[destination("a")].window == 3
-        nursery.cancel_scope.cancel()
-
-
-async def test_an_attempt_is_signed_once(autojump_clock: MockClock) -> None:
-    """Whether its connection is there or has to be made."""
-    async with open_line() as line, trio.open_nursery() as nursery:
-        await line.secret()
-        line.start(nursery)
-        for _ in range(3):
-            await line.submit(count=5)
-            await trio.sleep(0.1)
-        assert line.seal.asked == len(line.wire.sent) == 15
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_header_of_an_operator_that_cannot_be_sent(autojump_clock: MockClock) -> None:
-    """Accepted by an older release: it must not keep the daemon from running."""
-    async with open_line() as line, trio.open_nursery() as nursery:
-        line.start(nursery)
-        await line.submit("b")
-        await trio.sleep(0.1)
-        line.destinations.govern({destination("a"): Rules(headers=(("X-A", "1\r\nX-B: 1"),))})
-        for number in range(2):
-            (bad,) = await line.submit("a")
-            await line.submit("b")
-            await trio.sleep(0.1)
-            (attempt,) = await line.attempts(bad)
-            assert attempt.failure_reason == "internal_error"
-            assert attempt.error_message == "the value of the header X-A is not printable ASCII"
-            assert line.wire.hosts() == ["b"] * (2 + number)
-        nursery.cancel_scope.cancel()
-
-
 async def test_an_internal_error_on_the_way_says_nothing_about_the_destination(
     autojump_clock: MockClock,
 ) -> None:
@@ -243,19 +125,6 @@ async def test_an_internal_error_on_the_way_says_nothing_about_the_destination(
         await trio.sleep(1)
         assert len(line.wire.sent) == 30
         assert line.destinations.statistics()[destination("a")].window == 3
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_url_that_is_no_longer_allowed_fails_alone(autojump_clock: MockClock) -> None:
-    """Accepted by an older release: it must not keep the daemon from running."""
-    async with open_line() as line, trio.open_nursery() as nursery:
-        (bad,) = await line.add(callback_url="gopher://a/hook", destination="gopher://a:70")
-        (good,) = await line.add()
-        line.start(nursery)
-        await trio.sleep(1)
-        delivery = await line.delivery(bad)
-        assert (delivery.status, delivery.failure_reason) == ("failed", "url_not_allowed")
-        assert (await line.delivery(good)).status == "succeeded"
         nursery.cancel_scope.cancel()
 
 
@@ -292,22 +161,6 @@ async def test_the_verdict_of_the_classifier_decides(autojump_clock: MockClock) 
         assert (await line.delivery(delivery_id)).status == "succeeded"
         assert (attempt.failure_reason, attempt.response_body) == (None, "as good as done")
         assert seen == [(404, delivery_id)]
-        nursery.cancel_scope.cancel()
-
-
-async def test_the_body_comes_from_memory_or_else_from_storage(autojump_clock: MockClock) -> None:
-    """4.5: the same bytes either way, on the first attempt and on the next ones."""
-    body = json.dumps({"event": "batch.succeeded", "output": "ü" * 1000}).encode()
-    async with open_line() as line, trio.open_nursery() as nursery:
-        line.wire.answers["a"] = ILL
-        line.start(nursery)
-        await trio.sleep(1)
-        (submitted,) = await line.submit(body=body)
-        (claimed,) = await line.add(payload=body)
-        await trio.sleep(3600)
-        assert {request.body for _, request in line.wire.sent} == {body}
-        for delivery_id in (submitted, claimed):
-            assert len(await line.attempts(delivery_id)) == 2
         nursery.cancel_scope.cancel()
 
 
@@ -394,23 +247,6 @@ async def test_a_delivery_that_fails_for_good_is_told_of(autojump_clock: MockClo
             "failure_detail": "HTTP 500",
             "attempt_count": 2,
         }
-        nursery.cancel_scope.cancel()
-
-
-async def test_no_attempt_while_storage_cannot_be_read(autojump_clock: MockClock) -> None:
-    """Nothing was sent, so it is no attempt; it is made once storage is back."""
-    async with open_line() as line, trio.open_nursery() as nursery:
-        (delivery_id,) = await line.add(claimed_by=NODE)
-        line.holdings.admit([(await line.delivery(delivery_id), None)])
-        line.storage.fail_with = StorageUnavailable("the disk is gone")
-        line.start(nursery)
-        await trio.sleep(60)
-        assert line.wire.sent == []
-        assert line.senders.busy == 0
-        line.storage.fail_with = None
-        await trio.sleep(2)
-        assert len(line.wire.sent) == 1
-        assert (await line.delivery(delivery_id)).attempt_count == 1
         nursery.cancel_scope.cancel()
 
 
@@ -736,79 +572,6 @@ async def test_last_words_outlast_a_short_failure_of_storage(autojump_clock: Moc
         assert [one.failure_reason for one in await line.attempts(delivery_id)] == ["interrupted"]
 
 
-class _Stepping(MemoryStorage):
-    """Runs `at(n)` before the storage call number `n`, which then waits a little."""
-
-    def __init__(self) -> None:
-        super().__init__(SystemClock())
-        self.calls = 0
-        self.at: dict[int, trio.CancelScope] = {}
-
-    async def step(self) -> None:
-        self.calls += 1
-        if self.calls in self.at:
-            self.at[self.calls].cancel()
-
-    async def write(self, function: Any, on_commit: Any = None) -> Any:
-        await self.step()
-        return await super().write(function, on_commit)
-
-    async def read(self, function: Any) -> Any:
-        await self.step()
-        return await super().read(function)
-
-
-# What a sender awaits: reading the body (1), reading the secrets (2), sending, recording (3).
-@pytest.mark.parametrize("moment", [1, 2, "send", 3])
-@pytest.mark.parametrize("status", [200, 500])
-async def test_cancelled_at_every_await(
-    moment: int | str, status: int, autojump_clock: MockClock
-) -> None:
-    """5.6: afterwards the attempt is on record once, or is made again under its number."""
-    storage = _Stepping()
-    line = Line(storage, DeliverySettings())
-    await line.secret()
-    (delivery_id,) = await line.add(claimed_by=NODE, delays=("1s",), max_retries=1)
-    line.holdings.admit([(await line.delivery(delivery_id), None)])
-    storage.calls = 0
-
-    def answer(_: object) -> Answer:
-        if moment == "send":
-            scope.cancel()
-        return Answer(status)
-
-    line.wire.answers["a"] = answer
-    with trio.CancelScope() as scope:
-        if isinstance(moment, int):
-            storage.at = {moment: scope}
-        await line.senders.run()
-    assert scope.cancelled_caught
-    assert line.senders.busy == 0
-    sent = len(line.wire.sent)
-    recorded = await line.attempts(delivery_id)
-    assert len(recorded) == sent
-    assert sent == (0 if moment in (1, 2) else 1)
-
-    line.another("node-2")
-    storage.at = {}
-    await line.storage.write(lambda tx: tx.release_lost())
-    line.wire.answers["a"] = Answer(200)
-    async with trio.open_nursery() as nursery:
-        line.start(nursery)
-        await trio.sleep(10)
-        nursery.cancel_scope.cancel()
-    delivery = await line.delivery(delivery_id)
-    attempts = await line.attempts(delivery_id)
-    assert delivery.status == "succeeded"
-    numbers = [
-        int(dict(pairs(request.lines))["Primeflow-Attempt"]) for _, request in line.wire.sent
-    ]
-    assert [one.attempt_number for one in attempts] == numbers
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert len(numbers) == (1 if moment in (1, 2) or (moment, status) == (3, 200) else 2)
-    assert delivery.interruptions == (moment == "send")
-
-
 async def test_cancelled_between_tries_to_record(autojump_clock: MockClock) -> None:
     """5.6: its outcome was not recorded, so it is made again under the same number."""
     async with open_line() as line:
@@ -936,30 +699,6 @@ async def test_nothing_is_sent_once_the_lease_has_lapsed(autojump_clock: MockClo
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-async def test_the_lease_is_looked_at_last(keeps: bool, autojump_clock: MockClock) -> None:
-    """What was put together may have to wait for the others of its group, or a connection."""
-    async with sending.open_line(keeps=keeps) as line:
-
-        def lapse(_: Delivery, __: str) -> tuple[tuple[str, str], ...]:
-            line.lease.lapsed = line.wire.sent != []
-            return ()
-
-        line.trace_headers = lapse
-        line.another("node-2")
-        async with trio.open_nursery() as nursery:
-            line.start(nursery)
-            for _ in range(2):
-                (one,) = await line.submit()
-                await trio.sleep(0.1)
-            assert len(line.wire.sent) == 1
-            line.lease.lapsed = False
-            line.trace_headers = None
-            await trio.sleep(0.5)
-            assert (await line.attempts(one), line.senders.busy) == ([], 0)
-            nursery.cancel_scope.cancel()
-
-
 async def test_what_was_claimed_under_a_lost_lease_is_not_sent(autojump_clock: MockClock) -> None:
     """The node has a lease again, but the claim is from before."""
     async with open_line() as line, trio.open_nursery() as nursery:
@@ -1009,27 +748,6 @@ async def test_an_attempt_cut_short_that_is_anothers_by_now_is_not_recorded(
         assert await line.attempts(one) == []
         assert (await line.delivery(one)).claimed_by == "node-2"
         assert not line.holdings.holds(one)
-        nursery.cancel_scope.cancel()
-
-
-async def test_over_a_dead_connection_it_is_the_same_attempt(
-    keeps: bool, autojump_clock: MockClock
-) -> None:
-    """5.5: it goes on in a task, counted once, at its place in the pool."""
-    async with open_line(concurrency=4) as line, trio.open_nursery() as nursery:
-        line.start(nursery)
-        await line.submit()
-        await trio.sleep(0.1)
-        line.wire.dead = 3
-        ids = await line.submit(count=10)
-        await trio.sleep(0.5)
-        assert line.wire.dead == (0 if keeps else 3)
-        for delivery_id in ids:
-            (attempt,) = await line.attempts(delivery_id)
-            assert (attempt.attempt_number, attempt.status_code) == (1, 200)
-            assert (await line.delivery(delivery_id)).status == "succeeded"
-        assert len(line.wire.sent) == 11
-        assert line.senders.busy == 0
         nursery.cancel_scope.cancel()
 
 

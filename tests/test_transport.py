@@ -16,33 +16,24 @@ from primeflowd.clock import SystemClock, TrioClock
 from primeflowd.config import Egress
 from primeflowd.connector import SocketAddress
 from primeflowd.durations import Duration
+from primeflowd.exchange import CutShort
 from primeflowd.instants import SECOND, Micros
 from primeflowd.model import Outcome
 from primeflowd.request_head import Request
 from primeflowd.testing.receiver import Answer, Receiver, open_receiver
-from primeflowd.transport import CutShort, Exchange, Loaded, Transport, Unread
+from primeflowd.transport import Loaded, Transport
 from tests.network import (
     Authority,
     FixedResolver,
     closed_port,
+    loaded,
     open_files,
     request,
     resident_memory,
+    send,
     settings,
+    transport,
 )
-
-
-def transport(**options: object) -> Transport:
-    return Transport(settings(**options), SystemClock())  # type: ignore[arg-type]
-
-
-async def send(transport_: Transport, sent: Request) -> Outcome:
-    """As Transport.send, while its deadlines are seen to."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport_.run)
-        outcome = await transport_.send(sent)
-        nursery.cancel_scope.cancel()
-    return outcome
 
 
 async def attempt(receiver: Receiver, answer: Answer, **options: object) -> Outcome:
@@ -311,13 +302,19 @@ async def test_lookup_takes_of_the_deadline() -> None:
     assert (outcome.failure, outcome.address) == ("timeout", None)
 
 
+async def test_connecting_has_the_timeout_of_the_request() -> None:
+    """7"""
+    resolver = FixedResolver(None)
+    transport_ = Transport(settings(timeout="5s"), SystemClock(), resolver=resolver)
+    sent = msgspec.structs.replace(request("http://slow.test/"), timeout=Duration("50ms"))
+    outcome = await send(transport_, sent)
+    assert (outcome.failure, outcome.error_message) == ("timeout", "no answer within 50ms")
+
+
 async def test_dns_error() -> None:
     """5.3: dns_error."""
     outcome = await send(transport(), request(f"http://{'a' * 64}/"))
     assert outcome.failure == "dns_error"
-
-
-# Requests
 
 
 # Keeping connections
@@ -659,310 +656,7 @@ async def test_nothing_is_sent_if_the_right_to_is_lost_while_connecting(
         await transport_.aclose()
 
 
-# Attempts without a task
-
-
-class Told:
-    """What `begin` tells, and when."""
-
-    def __init__(self) -> None:
-        self.results: list[Outcome | Unread | CutShort] = []
-        self._event = trio.Event()
-
-    def __call__(self, _: Exchange, result: Outcome | Unread | CutShort) -> None:
-        self.results.append(result)
-        self._event.set()
-
-    async def result(self) -> Outcome | Unread | CutShort:
-        with trio.fail_after(10):
-            await self._event.wait()
-        (result,) = self.results
-        return result
-
-
-def begin(transport_: Transport, sent: Request) -> tuple[Exchange | None, Told]:
-    exchange, told = Exchange(), Told()
-    begun = transport_.begin(exchange, sent, told, trio.current_time(), SystemClock().now())
-    return exchange if begun else None, told
-
-
-async def test_nothing_begins_without_a_kept_connection(nursery: trio.Nursery) -> None:
-    async with open_receiver(nursery) as receiver:
-        transport_ = transport()
-        nursery.start_soon(transport_.run)
-        await trio.testing.wait_all_tasks_blocked()
-        exchange, told = begin(transport_, request(receiver.url()))
-        assert (exchange, told.results) == (None, [])
-        assert transport_.statistics().open == 0
-
-
-@pytest.mark.parametrize("tls", [False, True])
-async def test_begun_over_a_kept_connection(
-    nursery: trio.Nursery, tmp_path: Path, tls: bool
-) -> None:
-    """The same outcomes as in a task; large bodies both ways; the connection is kept on."""
-    authority = Authority(tmp_path)
-    answer = Answer(body_size=500_000)
-    context = authority.server("127.0.0.1") if tls else None
-    async with open_receiver(nursery, answer, tls=context) as receiver:
-        transport_ = transport(ca_file=authority.ca_file, max_response_body=1_000_000)
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        for size in (1, 1_000, 5_000_000, 2):
-            body = bytes((size % 251,)) * size
-            exchange, told = begin(transport_, request(receiver.url(), body))
-            assert exchange is not None
-            assert transport_.statistics().idle == 0
-            outcome = await told.result()
-            assert isinstance(outcome, Outcome)
-            assert (outcome.status_code, outcome.body) == (200, bytes(500_000))
-            assert outcome.started_at == exchange.started_at <= outcome.ended_at
-            assert receiver.requests[-1].body == body
-            assert transport_.statistics().idle == 1
-        assert receiver.connections == 1
-        await transport_.aclose()
-
-
-async def test_a_deadline_after_a_while_without_attempts(nursery: trio.Nursery) -> None:
-    """7: kept connections are all that is looked after in between."""
-    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
-        transport_ = transport(timeout="200ms")
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        await trio.sleep(0.5)
-        with trio.fail_after(5):
-            outcome = await transport_.send(request(receiver.url()))
-        assert outcome.failure == "timeout"
-
-
-@pytest.mark.parametrize("size", [2, 5_000_000])
-async def test_a_begun_attempt_has_a_deadline(nursery: trio.Nursery, size: int) -> None:
-    """7: as every attempt."""
-    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
-        transport_ = transport(timeout="200ms")
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        _, told = begin(transport_, request(receiver.url(), bytes(size)))
-        outcome = await told.result()
-        assert isinstance(outcome, Outcome)
-        assert outcome.failure == "timeout"
-        assert 200_000 <= outcome.ended_at - outcome.started_at < 2_000_000
-        assert transport_.statistics().open == 0
-
-
-@pytest.mark.parametrize("direct", [False, True])
-async def test_a_deadline_holds_where_only_idle_connections_were_watched(
-    nursery: trio.Nursery, direct: bool
-) -> None:
-    """7: the next to expire may be a minute off when the attempt is begun."""
-    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
-        transport_ = transport(timeout="200ms")
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        await trio.sleep(0.4)
-        with trio.fail_after(2):
-            if direct:
-                _, told = begin(transport_, request(receiver.url()))
-                outcome = await told.result()
-            else:
-                outcome = await transport_.send(request(receiver.url()))
-        assert isinstance(outcome, Outcome)
-        assert outcome.failure == "timeout"
-
-
-@pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("own", ["150ms", "900ms"])
-async def test_a_timeout_of_its_own(nursery: trio.Nursery, own: str, direct: bool) -> None:
-    """7: shorter or longer than that of the others, which are under way at the same time."""
-    async with open_receiver(nursery, [Answer()] * 2 + [Answer(hang=True)]) as receiver:
-        transport_ = transport(timeout="400ms")
-        nursery.start_soon(transport_.run)
-        await both(transport_, request(receiver.url()), request(receiver.url()))
-        ours = msgspec.structs.replace(request(receiver.url()), timeout=Duration(own))
-        if direct:
-            tolds = [begin(transport_, each)[1] for each in (request(receiver.url()), ours)]
-            outcomes = [await told.result() for told in tolds]
-        else:
-            outcomes = list(await both(transport_, request(receiver.url()), ours))
-        for outcome, limit in zip(outcomes, ("400ms", own), strict=True):
-            assert isinstance(outcome, Outcome)
-            assert outcome.failure == "timeout"
-            assert outcome.error_message == f"no answer within {limit}"
-            took, least = outcome.ended_at - outcome.started_at, Duration(limit).micros
-            assert least <= took < least + 240_000
-        assert transport_.statistics().open == 0
-
-
-async def both(transport_: Transport, first: Request, second: Request) -> tuple[Outcome, Outcome]:
-    """Two attempts at once."""
-    outcomes: dict[int, Outcome] = {}
-
-    async def one(number: int, sent: Request) -> None:
-        outcomes[number] = await transport_.send(sent)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(one, 0, first)
-        nursery.start_soon(one, 1, second)
-    return outcomes[0], outcomes[1]
-
-
-async def test_connecting_has_the_timeout_of_the_request() -> None:
-    """7"""
-    resolver = FixedResolver(None)
-    transport_ = Transport(settings(timeout="5s"), SystemClock(), resolver=resolver)
-    sent = msgspec.structs.replace(request("http://slow.test/"), timeout=Duration("50ms"))
-    outcome = await send(transport_, sent)
-    assert (outcome.failure, outcome.error_message) == ("timeout", "no answer within 50ms")
-
-
-async def test_a_timeout_of_its_own_is_cut_short_too(nursery: trio.Nursery) -> None:
-    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
-        transport_ = transport()
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        ours = msgspec.structs.replace(request(receiver.url()), timeout=Duration("9s"))
-        _, told = begin(transport_, ours)
-        await trio.sleep(0.05)
-        transport_.cut_short()
-        assert isinstance(await told.result(), CutShort)
-        assert transport_.statistics().open == 0
-
-
-@pytest.mark.parametrize("reset", [False, True])
-@pytest.mark.parametrize("size", [2, 5_000_000])
-async def test_a_begun_attempt_that_was_not_read_goes_on_by_send(
-    nursery: trio.Nursery, reset: bool, size: int
-) -> None:
-    """On a new connection, as the same attempt: its time goes on."""
-    script = [Answer(), Answer(cut=0, reset=reset), Answer(body=b"second")]
-    async with open_receiver(nursery, script) as receiver:
-        transport_ = transport()
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        sent = request(receiver.url(), bytes(size))
-        exchange, told = begin(transport_, sent)
-        assert exchange is not None
-        unread = await told.result()
-        assert unread == Unread(exchange.started_at, exchange.deadline)
-        outcome = await transport_.send(sent, unread=unread)
-        assert (outcome.body, outcome.started_at) == (b"second", exchange.started_at)
-        assert receiver.connections == 2
-        await transport_.aclose()
-
-
-async def test_a_begun_attempt_whose_answer_breaks_off(nursery: trio.Nursery) -> None:
-    """5.3: bytes of an answer prove that it was read."""
-    async with open_receiver(nursery, [Answer(), Answer(cut=10)]) as receiver:
-        transport_ = transport()
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        _, told = begin(transport_, request(receiver.url()))
-        outcome = await told.result()
-        assert isinstance(outcome, Outcome)
-        assert outcome.failure == "response_error"
-        assert transport_.statistics().open == 0
-
-
-@pytest.mark.parametrize("size", [2, 5_000_000])
-async def test_a_begun_attempt_is_cut_short(nursery: trio.Nursery, size: int) -> None:
-    async with open_receiver(nursery, [Answer(), Answer(hang=True)]) as receiver:
-        transport_ = transport()
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        _, told = begin(transport_, request(receiver.url(), bytes(size)))
-        transport_.cut_short()
-        assert isinstance(await told.result(), CutShort)
-        assert transport_.statistics().open == 0
-
-
-@pytest.mark.parametrize("size", [2, 5_000_000])
-async def test_a_begun_attempt_is_abandoned(nursery: trio.Nursery, size: int) -> None:
-    """Nobody is told, and nothing stays open."""
-    before = open_files()
-    async with open_receiver(nursery, [Answer(), Answer(delay=0.05)]) as receiver:
-        transport_ = transport()
-        async with trio.open_nursery() as running:
-            running.start_soon(transport_.run)
-            await transport_.send(request(receiver.url()))
-            exchange, told = begin(transport_, request(receiver.url(), bytes(size)))
-            assert exchange is not None
-            await trio.testing.wait_all_tasks_blocked()
-            transport_.abandon(exchange)
-            assert transport_.statistics().open == 0
-            await trio.sleep(0.1)
-            assert told.results == []
-            running.cancel_scope.cancel()
-        await transport_.aclose()
-    assert open_files() == before
-
-
-async def test_a_request_that_cannot_be_sent_is_not_begun(nursery: trio.Nursery) -> None:
-    """5.3: an error of our own, which `send` tells of; the connection is kept."""
-    async with open_receiver(nursery) as receiver:
-        transport_ = transport()
-        nursery.start_soon(transport_.run)
-        await transport_.send(request(receiver.url()))
-        odd = msgspec.structs.replace(request(receiver.url()), lines="X-Odd: \u2028\r\n")
-        exchange, told = begin(transport_, odd)
-        assert (exchange, told.results) == (None, [])
-        assert transport_.statistics().idle == 1
-        assert (await transport_.send(odd)).failure == "internal_error"
-        assert len(receiver.requests) == 1
-        await transport_.aclose()
-
-
 # Other settings
-
-
-def loaded(**options: object) -> Loaded:
-    return Loaded.of(settings(**options))  # type: ignore[arg-type]
-
-
-async def test_deadlines_of_before_and_after(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    """8: each attempt has the time that it began with; none waits for another's."""
-    script = [Answer(), Answer(), Answer(hang=True)]
-    async with open_receiver(nursery, script) as receiver:
-        transport_ = transport(timeout="50s")
-        nursery.start_soon(transport_.run)
-        ends: dict[str, float] = {}
-
-        async def one(name: str) -> None:
-            assert (await transport_.send(request(receiver.url()))).failure == "timeout"
-            ends[name] = trio.current_time()
-
-        async with trio.open_nursery() as first:
-            for _ in range(2):
-                first.start_soon(transport_.send, request(receiver.url()))
-
-        async def begin(name: str) -> None:
-            arrived = len(receiver.requests)
-            nursery.start_soon(one, name)
-            while len(receiver.requests) == arrived:
-                await trio.lowlevel.checkpoint()
-
-        async def jump(seconds: int) -> None:
-            for _ in range(seconds):
-                mock_clock.jump(1)
-                await trio.testing.wait_all_tasks_blocked(0.01)
-
-        # Two over kept connections, the others over new ones.
-        await begin("long")
-        transport_.reconfigure(loaded(timeout="5s"))
-        await begin("short")
-        transport_.reconfigure(loaded(timeout="1s"))
-        await begin("shortest")
-        await jump(10)
-        await begin("later")
-        await jump(10)
-        transport_.reconfigure(loaded(timeout="60s"))
-        await begin("longest")
-        await jump(65)
-        times = {"shortest": 1, "short": 5, "later": 11, "long": 50, "longest": 80}
-        # A tick after the deadline, by jumps of a second.
-        assert {name: 0 <= ends[name] - time <= 1 for name, time in times.items()} == (
-            dict.fromkeys(times, True)
-        )
-        await transport_.aclose()
 
 
 async def test_kept_connections_go_with_what_they_were_made_by(nursery: trio.Nursery) -> None:

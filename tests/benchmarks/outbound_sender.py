@@ -15,9 +15,10 @@ from collections import deque
 import trio
 
 from primeflowd.clock import SystemClock
+from primeflowd.exchange import CutShort, Exchange, Unread
 from primeflowd.model import Outcome
 from primeflowd.request_head import Request
-from primeflowd.transport import CutShort, Exchange, Transport, Unread
+from primeflowd.transport import Transport
 from tests.benchmarks.producer import Body
 from tests.network import request, settings
 
@@ -73,19 +74,15 @@ class Load:
                 await trio.lowlevel.checkpoint()
 
     def _begin(self, sent: Request, now: float) -> None:
-        attempt = _Attempt(sent)
-        if not self._transport.begin(attempt, sent, self._told, now, self._clock.now()):
+        attempt = Exchange(request=sent)
+        if not self._transport.begin(attempt, self._told, now, self._clock.now()):
             raise SystemExit(f"no connection to {sent.target.destination} was kept")
 
-    def _told(self, attempt: "_Attempt", result: Outcome | Unread | CutShort) -> None:
+    def _told(self, attempt: Exchange, result: Outcome | Unread | CutShort) -> None:
         _check(result)
         self.answered += 1
         self._idle.append(attempt.request)
         self._ended.set()
-
-
-class _Attempt(Exchange, eq=False):
-    request: Request
 
 
 def _check(result: Outcome | Unread | CutShort) -> None:
