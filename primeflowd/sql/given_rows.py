@@ -16,9 +16,9 @@ from typing import Any, Final
 SIZES: Final = (64, 16, 4, 1)
 """How many rows one run is given: as many as are left, so many at a time."""
 
-MANY: Final = 32
+MANY: Final = 16
 """From so many rows on it is worth finding out what they have in common: each selection of columns
-takes a statement of its own."""
+takes a statement of its own, and the fewer the rows, the more selections there are."""
 
 
 class Given:

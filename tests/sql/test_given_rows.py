@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from primeflowd.instants import SECOND
 from primeflowd.model import Delivery
@@ -62,9 +64,25 @@ def test_what_rows_share_is_given_once() -> None:
     own = 2  # the ids of delivery and batch
     assert len(values) == len(rows.DELIVERIES.names) - own + own * SIZES[0]
     assert values.count("org") <= 1
-    few = alike(SIZES[1])
+    few = alike(SIZES[2])
     [(_, [values])] = insert.runs(rows.DELIVERIES.rows(few))
-    assert len(values) == len(rows.DELIVERIES.names) * SIZES[1]
+    assert len(values) == len(rows.DELIVERIES.names) * SIZES[2]
+
+
+def test_run_that_fails_leaves_its_rows_to_the_end_of_the_transaction(tmp_path: Path) -> None:
+    """Taking them back by itself would cost SQLite copies of all pages that it changes."""
+    engine = make_database(tmp_path / "storage.db")
+    insert = Statements(engine.dialect).insert_delivery
+    *others, last = alike(SIZES[1])
+    late = replace(last, batch_id=others[0].batch_id)
+    [(statement, [values])] = insert.runs(rows.DELIVERIES.rows([*others, late]))
+    stored = "SELECT count(*) FROM deliveries"
+    with engine.connect() as connection:
+        with pytest.raises(IntegrityError):
+            connection.exec_driver_sql(statement, tuple(values))
+        assert connection.exec_driver_sql(stored).scalar_one() == len(others)
+        connection.rollback()
+        assert connection.exec_driver_sql(stored).scalar_one() == 0
 
 
 def test_other_drivers_insert_row_by_row() -> None:
