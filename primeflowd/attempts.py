@@ -68,8 +68,14 @@ def unsent(failure: FailureReason, message: str, now: Micros) -> Outcome:
 
 def response_text(body: bytes, limit: int) -> str:
     """The first bytes of a response as valid text of at most `limit` bytes of UTF-8."""
-    if len(body) <= limit and body.isascii() and b"\0" not in body:
-        return body.decode()
+    if len(body) <= limit:
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            pass
+        else:
+            if "\0" not in text:
+                return text
     # A body that fills the limit may end within a character: the decoder, not told that this is
     # the end, leaves that character out instead of replacing it.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

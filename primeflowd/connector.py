@@ -23,7 +23,7 @@ from primeflowd.config import DeliverySettings
 from primeflowd.connection import Connection, NetworkFailure, describe
 from primeflowd.egress import EgressGuard
 from primeflowd.errors import ConfigError
-from primeflowd.http_response import ResponseReader
+from primeflowd.http_response import Parsers, ResponseReader
 from primeflowd.ready_set import Readiness
 
 SocketAddress: TypeAlias = tuple[Any, ...]
@@ -69,7 +69,7 @@ class Connector:
         self._timeout = settings.connect_timeout
         self._tls = tls or tls_context(settings.ca_file)
         self._new_reader = partial(
-            ResponseReader, settings.max_response_header, settings.max_response_body
+            ResponseReader, settings.max_response_header, settings.max_response_body, Parsers()
         )
 
     async def connect(self, target: Target) -> Connection:

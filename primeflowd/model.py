@@ -19,6 +19,7 @@ Ids are UUIDv7 in canonical lower-case text. Instants are `Micros`. JSON that ca
 kept as canonical bytes (see payload.py), never as values, so that numbers keep their spelling.
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -192,7 +193,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         status_code: of the final response; None when no complete response head arrived.
-        headers: of that response, names in lower case, in the order received.
+        headers: of that response, names in lower case, in the order received. From the network
+            they are read once somebody asks for them.
         body: the first bytes of the body, undecoded and never decompressed.
         failure: what kept the exchange from completing; None when a response was read (whatever
             its status) or enough of it.
@@ -202,7 +204,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     status_code: int | None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     failure: FailureReason | None = None
     error_message: str | None = None

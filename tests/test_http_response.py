@@ -1,12 +1,14 @@
 """http_response.py: the same result however the bytes are cut, and nothing beyond the limits."""
 
-import sys
+import gc
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primeflowd.http_response import CHUNK, BadResponse, ResponseReader
+from primeflowd.http_response import CHUNK, BadResponse, Parsers, ResponseReader
 
 MAX_HEAD = 1024
 MAX_BODY = 64
@@ -79,7 +81,25 @@ def test_headers() -> None:
     reader, _ = read(
         b"HTTP/1.1 200 \xe9\r\nX-A:  1 \r\nx-a: \xe9\r\nEmpty:\r\nContent-Length: 0\r\n\r\n"
     )
-    assert reader.headers == (("x-a", "1"), ("x-a", "é"), ("empty", ""), ("content-length", "0"))
+    expected = (("x-a", "1"), ("x-a", "é"), ("empty", ""), ("content-length", "0"))
+    assert tuple(reader.headers) == expected
+    assert (len(reader.headers), reader.headers[1], repr(reader.headers)) == (
+        *(4, ("x-a", "é")),
+        repr(expected),
+    )
+
+
+@given(st.lists(st.integers(0, 90)).map(sorted))
+def test_headers_of_the_final_response_alone(cuts: list[int]) -> None:
+    """However it is cut: without those of 1xx responses, trailers and what comes behind."""
+    reader, done = read(
+        b"HTTP/1.1 103 Early Hints\r\nX-Early: 1\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\nX-Trailer: t\r\n\r\nHTTP/1.1 200 OK\r\nX-Stray: 1\r\n\r\n",
+        cuts,
+    )
+    assert done
+    assert tuple(reader.headers) == (("x-a", "1"), ("transfer-encoding", "chunked"))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +207,8 @@ def test_framing_of_a_body_is_limited_too(endless: bytes) -> None:
     assert done
     assert reader.received <= 2 * MAX_HEAD + MAX_BODY + CHUNK
     assert (reader.status, reader.keep_alive) == (200, False)
+    kept = [each for each in gc.get_referents(reader) if isinstance(each, bytes)]
+    assert sum(map(len, kept)) <= MAX_HEAD + MAX_BODY
 
 
 def test_broken_body_leaves_the_status() -> None:
@@ -212,7 +234,7 @@ def test_bytes_behind_a_response_spoil_the_connection(stray: bytes) -> None:
     reader, done = read(b"HTTP/1.1 204 No Content\r\n\r\n" + stray)
     assert done
     assert (reader.status, reader.body, reader.keep_alive) == (204, b"", False)
-    assert reader.headers == ()
+    assert tuple(reader.headers) == ()
 
 
 def test_one_reader_for_many_responses() -> None:
@@ -245,17 +267,78 @@ def test_what_came_before_makes_no_difference(
             assert not reader.feed(data[:20])
         assert reader.feed(data[20:] if in_two else data)
         fresh, _ = read(data)
-        for name in ("status", "headers", "body", "received", "keep_alive"):
+        assert tuple(reader.headers) == tuple(fresh.headers)
+        for name in ("status", "body", "received", "keep_alive"):
             assert getattr(reader, name) == getattr(fresh, name), name
 
 
-def test_closing_breaks_the_circle_with_the_parser() -> None:
-    """Closed connections leave memory at once, not when the garbage collector comes by."""
-    reader = ResponseReader(MAX_HEAD, MAX_BODY)
-    held = sys.getrefcount(reader)
-    reader.close()
-    assert sys.getrefcount(reader) < held
-    assert sys.getrefcount(reader) == 2
+@given(
+    st.lists(st.lists(st.sampled_from(COMPLETE), min_size=1, max_size=3), min_size=3, max_size=3),
+    st.lists(st.integers(0, 2), max_size=60),
+)
+def test_responses_of_other_connections_make_no_difference(
+    responses: list[list[tuple[bytes, int, bytes, bool]]], turns: list[int]
+) -> None:
+    """Readers that share parsers say what each says with its own, however their pieces mix; also
+    beside garbage, answers to nothing, and answers that break off."""
+    parsers = Parsers()
+    readers = [ResponseReader(MAX_HEAD, MAX_BODY, parsers) for _ in responses]
+    odd = [b"hello", b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxstray", b"HTTP/1.1 100 C"]
+
+    def read_piecewise(
+        reader: ResponseReader, to_come: list[tuple[bytes, int, bytes, bool]]
+    ) -> Iterator[None]:
+        for data, status, body, keep_alive in to_come:
+            reader.start()
+            middle = len(data) // 2
+            assert not reader.feed(data[:middle])
+            yield
+            assert reader.feed(data[middle:])
+            assert (reader.status, reader.body, reader.keep_alive) == (status, body, keep_alive)
+            fresh, _ = read(data)
+            assert tuple(reader.headers) == tuple(fresh.headers)
+            if not keep_alive:
+                return
+            yield
+
+    going = [read_piecewise(*each) for each in zip(readers, responses, strict=True)]
+    for turn in [*turns, *[0, 1, 2] * 6]:
+        next(going[turn], None)
+        one = ResponseReader(MAX_HEAD, MAX_BODY, parsers)
+        with suppress(BadResponse):
+            one.feed(odd[turn])
+        one.close()
+    assert all(next(each, "over") == "over" for each in going)
+
+
+def test_one_parser_serves_all_that_come_whole() -> None:
+    """A connection holds a parser only while a response comes in."""
+    parsers = Parsers()
+    readers = [ResponseReader(MAX_HEAD, MAX_BODY, parsers) for _ in range(5)]
+    for reader in readers * 2:
+        reader.start()
+        assert reader.feed(COMPLETE[0][0])
+    assert len(parsers.idle) == 1
+    readers[0].start()
+    assert not readers[0].feed(COMPLETE[0][0][:5])
+    assert not parsers.idle
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 200 OK\r\n", b"oops", COMPLETE[5][0], COMPLETE[0][0]])
+def test_closed_connections_leave_memory_at_once(data: bytes) -> None:
+    """Not when the garbage collector comes by."""
+    parsers = Parsers()
+    reader = ResponseReader(MAX_HEAD, MAX_BODY, parsers)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(BadResponse):
+            reader.feed(data)
+        reader.close()
+        del reader
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300)).map(sorted))

@@ -60,7 +60,10 @@ async def test_success(nursery: trio.Nursery) -> None:
         sent = request(receiver.url("/a/../b?c=%20"), b'{"x":1}', headers)
         outcome = await send(transport_, sent)
         assert outcome.status_code == 201
-        assert outcome.headers == (("x-seen", "é"), ("x-seen", "2"), ("content-length", "2"))
+        assert tuple(outcome.headers) == (
+            *(("x-seen", "é"), ("x-seen", "2")),
+            ("content-length", "2"),
+        )
         assert outcome.body == b"ok"
         assert outcome.failure is None
         assert outcome.error_message is None
