@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class Desk(Protocol):
-    """What is needed of the scheduler."""
+    """What is needed of the holdings."""
 
     def keeps(self, after: Delivery) -> bool: ...
     def settle(self, held: Held, after: Delivery) -> None: ...
@@ -68,7 +68,7 @@ class Conclusions:
         *,
         storage: Storage,
         destinations: Destinations,
-        scheduler: Desk,
+        desk: Desk,
         classify: Callable[[Outcome, Delivery], Verdict],
         on_recorded: Callable[[Sequence[RecordedAttempt]], None],
         on_event: Callable[[Event], None],
@@ -81,7 +81,7 @@ class Conclusions:
         """`busy`: the ids of attempts by those of their deliveries, from which an attempt is taken
         once it is on record."""
         self._destinations = destinations
-        self._scheduler = scheduler
+        self._desk = desk
         self._classify = classify
         self._on_recorded = on_recorded
         self._on_event = on_event
@@ -134,7 +134,7 @@ class Conclusions:
             jitter=settings.jitter and random.uniform(0, settings.jitter),  # noqa: S311 - no secret
             wait_cap=settings.retry_after_cap.micros,
         )
-        if after.due_at is None or self._scheduler.keeps(after):
+        if after.due_at is None or self._desk.keeps(after):
             return after
         return msgspec.structs.replace(after, claimed_by=None)
 
@@ -151,7 +151,7 @@ class Conclusions:
         self.records.give(Record(held, attempt, after))
 
     def _turned(self, delivery: Delivery, change: Change, now: Micros) -> None:
-        self._scheduler.turned(delivery.destination, change)
+        self._desk.turned(delivery.destination, change)
         _tell_change(delivery.destination, change)
         self._on_event(destination_turned(delivery, change, now))
 
@@ -182,12 +182,12 @@ class Conclusions:
             if after.claimed_by is None:
                 gone.append(held)
             else:
-                self._scheduler.settle(held, after)
+                self._desk.settle(held, after)
             if after.status == "failed":
                 _tell_failure(after)
                 self._on_event(delivery_failed(after))
         self._on_recorded(told)
-        self._scheduler.forget(gone)
+        self._desk.forget(gone)
 
 
 def _tell_change(destination: str, change: Change) -> None:

@@ -96,7 +96,7 @@ class Node:
         self.senders = Senders(
             storage=storage,
             destinations=self.destinations,
-            scheduler=self.holdings,
+            desk=self.holdings,
             signatures=self.signatures,
             transport=self.transport,
             classify=plugins.classify,

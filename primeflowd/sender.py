@@ -57,7 +57,7 @@ class Wire(waiting_attempts.Wire, Protocol):
 
 
 class Desk(conclusions.Desk, waiting_attempts.Desk, Protocol):
-    """What the senders need of the scheduler."""
+    """What the senders need of the holdings."""
 
 
 class Senders:
@@ -69,7 +69,7 @@ class Senders:
         *,
         storage: Storage,
         destinations: Destinations,
-        scheduler: Desk,
+        desk: Desk,
         signatures: Signatures,
         transport: Wire,
         classify: Callable[[Outcome, Delivery], Verdict],
@@ -92,7 +92,7 @@ class Senders:
         self._conclusions = Conclusions(
             storage=storage,
             destinations=destinations,
-            scheduler=scheduler,
+            desk=desk,
             classify=classify,
             on_recorded=on_recorded,
             on_event=on_event,
@@ -112,7 +112,7 @@ class Senders:
             transport=transport,
             lease=lease,
             destinations=destinations,
-            scheduler=scheduler,
+            desk=desk,
             conclusions=self._conclusions,
             clock=clock,
             busy=self._busy,

@@ -48,7 +48,7 @@ class Tenure(Protocol):
 
 
 class Desk(Protocol):
-    """What is needed of the scheduler."""
+    """What is needed of the holdings."""
 
     def postpone(self, held: Held, until: Micros) -> None: ...
 
@@ -67,7 +67,7 @@ class WaitingAttempts:
         transport: Wire,
         lease: Tenure,
         destinations: Destinations,
-        scheduler: Desk,
+        desk: Desk,
         conclusions: Conclusions,
         clock: Clock,
         busy: dict[str, str],
@@ -79,7 +79,7 @@ class WaitingAttempts:
         self._transport = transport
         self._lease = lease
         self._destinations = destinations
-        self._scheduler = scheduler
+        self._desk = desk
         self._conclusions = conclusions
         self._clock = clock
         self._busy = busy
@@ -153,7 +153,7 @@ class WaitingAttempts:
         self._over(held.delivery.id, attempt_id)
         now = self._clock.now()
         self._destinations.done(held, None, now)
-        self._scheduler.postpone(held, now + SECOND)
+        self._desk.postpone(held, now + SECOND)
 
     def _over(self, delivery_id: str, attempt_id: str) -> None:
         # Settled, it may be with another sender by now.

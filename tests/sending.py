@@ -234,7 +234,7 @@ class Line:
         self.senders = Senders(
             storage=self.storage,
             destinations=self.destinations,
-            scheduler=self.holdings,
+            desk=self.holdings,
             signatures=self.signatures,
             transport=self.wire,
             classify=lambda outcome, delivery: self.classify(outcome, delivery),
