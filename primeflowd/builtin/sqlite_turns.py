@@ -37,6 +37,19 @@ class InTurn(sqlite3.Connection):
         self._timeout = timeout
         self._locks = LockFile(Path(database))
 
+    def begin(self) -> None:
+        """Begin a transaction when it is our turn. If that fails, a rollback or the end of the
+        connection is to follow, with which the turn ends.
+
+        Raises:
+            StorageUnavailable: as wait_turn().
+            sqlite3.Error: it is our turn, and does not begin.
+        """
+        self.wait_turn()
+        # IMMEDIATE takes the write lock at once: a transaction that reads first could not get it
+        # later if another process wrote in between.
+        self.execute("BEGIN IMMEDIATE")
+
     def wait_turn(self) -> None:
         """Wait until we may begin a transaction.
 

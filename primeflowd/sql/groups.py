@@ -1,4 +1,4 @@
-"""Runs groups of operations on the writing connection, which it owns.
+"""Runs groups of operations in transactions on the writing connection.
 
 A group is one transaction, if it can be. Whatever spoils it (a function that raises after it
 wrote, a late UniqueViolation, a collision with another node, a value that cannot be stored, a
@@ -13,23 +13,22 @@ connection breaks again. Blocks; used by one thread.
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import outcome
 import structlog
 import trio
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine
 
 from primeflowd.errors import StorageUnavailable, UniqueViolation
 from primeflowd.histogram import COMMIT_TIMES, Histogram
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import SECOND
-from primeflowd.sql.failures import Collision, Disconnected, translated
+from primeflowd.sql.failures import Collision, Disconnected
 from primeflowd.sql.session import WronglyPresumed
 from primeflowd.sql.statements import Statements
 from primeflowd.sql.tx import SqlTx
+from primeflowd.sql.writing_connection import WritingConnection
 
 _TOGETHER_AGAIN: Final[dict[type[BaseException], int]] = {
     Collision: 1,
@@ -93,10 +92,9 @@ class Groups:
         self.last_failure: str | None = None
         self.commit_times = Histogram(SECOND, COMMIT_TIMES)
         self._begun = 0.0
-        self._engine = engine
+        self._connection = WritingConnection(engine)
         self._statements = statements
         self._tell_others = tell_others
-        self._connection: Connection | None = None
 
     def run(self, group: list[Operation]) -> None:
         """Give each operation its result, whatever happens."""
@@ -110,11 +108,7 @@ class Groups:
 
     def close(self) -> None:
         """Close the connection; the next group opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            # It may be too broken even for that; it is out of use all the same.
-            with suppress(Exception):
-                connection.close()
+        self._connection.close()
 
     def _commit(self, group: list[Operation]) -> None:
         """Raises StorageUnavailable if the database is out of reach."""
@@ -125,12 +119,12 @@ class Groups:
                 self._commit_together(group, presuming=bool(runs_left[WronglyPresumed]))
                 return
             except _Spoilt as spoilt:
-                self._roll_back()
+                self._connection.roll_back()
                 cause = spoilt.cause
             if not runs_left.get(type(cause)):
                 break
             runs_left[type(cause)] -= 1
-        if isinstance(cause, StorageUnavailable) and self._connection is None:
+        if isinstance(cause, StorageUnavailable) and self._connection.open is None:
             # One by one they would only meet the same, each for as long.
             raise cause
         self._commit_each(group)
@@ -188,13 +182,13 @@ class Groups:
         if failure is None:
             self._finish(tx, 1)
             return outcome.Value(value)
-        self._roll_back()
+        self._connection.roll_back()
         return outcome.Error(failure)
 
     def _give_up(self, group: list[Operation], error: BaseException) -> None:
         """Fail what has no result yet. Of a group that ran one by one, a part may have its."""
         self._fail(error)
-        self._roll_back()
+        self._connection.roll_back()
         for operation in group:
             if operation.result is None:
                 failure = StorageUnavailable(_said_by(error))
@@ -206,52 +200,19 @@ class Groups:
         self.failures += 1
         self.last_failure = _said_by(error)
 
-    # The connection
-
     def _begin(self, *, presuming: bool = False) -> SqlTx:
         self._begun = time.perf_counter()
-        try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-            self._connection.begin()
-        except DBAPIError as error:
-            raise translated(error)  # noqa: B904 -- it has its cause
-        return SqlTx(self._connection, self._statements, writes=True, presuming=presuming)
+        connection = self._connection.begin()
+        return SqlTx(connection, self._statements, writes=True, presuming=presuming)
 
     def _finish(self, tx: SqlTx, operations: int) -> None:
-        assert self._connection is not None
-        try:
-            self._connection.commit()
-        except DBAPIError as error:
-            raise translated(error)  # noqa: B904 -- it has its cause
+        self._connection.commit()
         self.commit_times.observe(round((time.perf_counter() - self._begun) * SECOND))
         self.healthy = True
         self.commits += 1
         self.operations += operations
         if tx.left_for_others and self._tell_others is not None:
             self._tell_others()
-
-    def _roll_back(self) -> None:
-        """End the transaction without a trace; the connection too, if it is beyond that.
-
-        It is kept if it can be: on a full disk SQLite could not open the file anew.
-        """
-        if self._connection is None:
-            return
-        try:
-            driver = self._connection.connection
-            self._connection.rollback()
-            # After a commit that failed SQLAlchemy takes the transaction for ended, and tells the
-            # driver nothing; the database may well still be in it.
-            driver.rollback()
-            usable = not self._connection.invalidated
-        except Exception:  # noqa: BLE001 -- however it is broken, _begin() opens another
-            usable = False
-        if not usable:
-            with suppress(Exception):
-                # Else closing would try to roll back, and log that it cannot.
-                self._connection.invalidate()
-            self.close()
 
 
 def _said_by(error: BaseException) -> str:

@@ -189,7 +189,7 @@ class Session:
         """The rows that compiled text finds, for a caller that knows that nothing kept back
         matters to it."""
         try:
-            cursor = self._own_cursor()
+            cursor = self._cursor or self._own_cursor()
             cursor.execute(statement, values)
             return cursor.fetchall()
         except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
@@ -198,7 +198,7 @@ class Session:
     def _write_hot(self, statement: str, values: tuple[Any, ...]) -> int:
         """Run compiled text; how many rows it changed."""
         try:
-            cursor = self._own_cursor()
+            cursor = self._cursor or self._own_cursor()
             cursor.execute(statement, values)
             changed = cursor.rowcount
         except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
@@ -236,7 +236,7 @@ class Session:
     def _write_many(self, statement: str, values: Sequence[Sequence[Any]]) -> int:
         """Run compiled text once for each of `values`; how many rows it changed in all."""
         try:
-            cursor = self._own_cursor()
+            cursor = self._cursor or self._own_cursor()
             cursor.executemany(statement, values)
             changed: int = cursor.rowcount
         except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
@@ -244,8 +244,7 @@ class Session:
         return changed
 
     def _own_cursor(self) -> DBAPICursor:
-        if self._cursor is None:
-            self._cursor = self._connection.connection.cursor()
+        self._cursor = self._connection.connection.cursor()
         return self._cursor
 
     def _fail(self, error: BaseException) -> NoReturn:

@@ -109,8 +109,8 @@ async def open_sql_storage(
     """A storage over databases whose schema is up to date.
 
     Both engines must use a positional parameter style, and `limit` connections of `readers` be
-    open at once. Leaving commits what is queued and closes all connections; what is written later
-    gets StorageUnavailable.
+    open at once. How transactions of `writer` begin, see writing_connection.py. Leaving commits
+    what is queued and closes all connections; what is written later gets StorageUnavailable.
     """
     statements = Statements(writer.dialect)
     group_commit = Writer(writer, statements, others.tell if others is not None else None)

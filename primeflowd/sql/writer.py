@@ -3,8 +3,9 @@
 Trio tasks queue operations; the thread runs all that is queued in one transaction, and commits
 once. It is woken when Trio has been through all tasks that could run, by a task that the first
 operation rescheduled: so what arrived together is committed together, and not the first by itself
-while the others are still being read. There is no timer: an idle writer commits a single operation
-at once, a busy one commits hundreds together.
+while the others are still being read. An idle writer commits a single operation at once. A busy one
+lets a little time pass from one group to the next, see spacing.py, and commits together what came
+until then: no timer runs before a commit, there is a pause after it.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
@@ -30,6 +31,7 @@ from sqlalchemy import Engine
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import StorageStatistics, Tx
 from primeflowd.sql.groups import Groups, Operation
+from primeflowd.sql.spacing import Spacing
 from primeflowd.sql.statements import Statements
 
 T = TypeVar("T")
@@ -51,9 +53,11 @@ class Writer:
         engine: Engine,
         statements: Statements,
         tell_others: Callable[[], None] | None = None,
+        spacing: Spacing | None = None,
     ) -> None:
         """`tell_others`: see Groups."""
         self.engine: Final = engine
+        self._spacing = spacing or Spacing()
         self._groups = Groups(engine, statements, tell_others)
         self._queue: deque[Operation] = deque()
         # Taken by the thread, given back by Trio: a lock costs a tenth of what an Event does.
@@ -103,6 +107,7 @@ class Writer:
         """Commit what is queued and end the thread. Shielded; takes at most CLOSE_WITHIN seconds,
         plus what one commit takes."""
         self._closing = True
+        self._spacing.end()
         self._tell()
         self._rouse_soon()
         with trio.CancelScope(shield=True):
@@ -147,6 +152,10 @@ class Writer:
     def _run(self) -> None:
         while not self._closing or self._queue:
             self._news.acquire()
+            if not self._queue:
+                # News of what rode along with the last group.
+                continue
+            self._spacing.wait()
             full = True
             while full and self._queue:
                 size = min(len(self._queue), MAX_GROUP)

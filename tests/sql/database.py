@@ -15,6 +15,9 @@ class Breakable(sqlite3.Connection):
     on_rollback: BaseException | None = None
     opened = 0
 
+    def begin(self) -> None:
+        self.execute("BEGIN IMMEDIATE")
+
     def commit(self) -> None:
         if Breakable.on_commit is not None:
             raise Breakable.on_commit
@@ -44,7 +47,10 @@ def make_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, Breakable)
+        if not driver.in_transaction:
+            driver.begin()
 
     return engine
 
