@@ -15,7 +15,9 @@ Undo: what a function only kept back is dropped again if it raises (`withdraw`).
 already written is undone only with the whole transaction; the writer does that.
 
 Failure: a statement that fails leaves `failure` set, even where the function swallows the
-exception, since the transaction is not to be trusted from then on.
+exception, since the transaction is not to be trusted from then on. It may not even be there: on a
+full disk SQLite ends it by itself, and what ran after that would be committed alone. So nothing
+runs any more; whatever asks for it gets the same exception again.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -160,6 +162,7 @@ class Session:
         self, statement: Executable, values: dict[str, Any] | None = None
     ) -> Sequence[Any]:
         """As _read, for a caller that knows that nothing kept back matters to it."""
+        self._go_on()
         try:
             return self._connection.execute(statement, values).all()
         except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
@@ -168,6 +171,7 @@ class Session:
     def _write(self, statement: Executable, values: Any = None) -> int:
         """Run a statement that changes rows, how many; what is kept back is written first."""
         self.flush()
+        self._go_on()
         try:
             changed = self._connection.execute(statement, values).rowcount
         except Exception as error:  # noqa: BLE001 -- raised again, as ours where it is
@@ -243,7 +247,13 @@ class Session:
             self._fail(error)
         return changed
 
+    def _go_on(self) -> None:
+        """Raises what the transaction failed of, if it has."""
+        if self.failure is not None:
+            raise self.failure
+
     def _own_cursor(self) -> DBAPICursor:
+        self._go_on()
         self._cursor = self._connection.connection.cursor()
         return self._cursor
 

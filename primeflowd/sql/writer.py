@@ -5,7 +5,7 @@ once. It is woken when Trio has been through all tasks that could run, by a task
 operation rescheduled: so what arrived together is committed together, and not the first by itself
 while the others are still being read. An idle writer commits a single operation at once. A busy one
 lets a little time pass from one group to the next, see spacing.py, and commits together what came
-until then: no timer runs before a commit, there is a pause after it.
+until then: no timer runs before a commit, there is a pause after a group.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
@@ -160,6 +160,7 @@ class Writer:
             while full and self._queue:
                 size = min(len(self._queue), MAX_GROUP)
                 group = [self._queue.popleft() for _ in range(size)]
+                self._spacing.took(size)
                 self._groups.run(group)
                 # Once the run has finished, nobody is left who waits.
                 with suppress(trio.RunFinishedError):

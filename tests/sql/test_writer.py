@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from operator import methodcaller
 from pathlib import Path
 
@@ -293,6 +293,28 @@ async def test_violation_that_a_function_swallows_is_raised_all_the_same(writer:
         nursery.start_soon(writer.write, lambda tx: tx.put_note("a", "1"))
     assert notes(writer) == {"a": "1"}
     assert await writer.write(lambda tx: tx.in_flight(ORG, "b")) is None
+
+
+async def test_a_function_writes_nothing_where_the_transaction_is_gone(
+    engine: Engine, writer: Writer
+) -> None:
+    """A full disk has SQLite end the whole transaction: what ran after it would be committed by
+    itself."""
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 10}")
+
+    def swallows(tx: Tx) -> None:
+        with suppress(StorageUnavailable):
+            tx.put_note("too much", "x" * 1_000_000)
+        tx.put_note("swallowed", "1")
+
+    await refuse(writer, swallows, StorageUnavailable)
+    assert notes(writer) == {}
+    await writer.write(lambda tx: tx.put_note("a", "1"))
+    assert notes(writer) == {"a": "1"}
 
 
 async def test_unstorable_value_does_not_touch_the_others(writer: Writer) -> None:
