@@ -31,8 +31,12 @@ from primeflowd.room import Room
 from primeflowd.timer_wheel import TimerWheel
 from primeflowd.unclaimed import Unclaimed
 
-# Payloads kept in memory between acceptance and the first attempt; beyond it they are read back.
+# Payloads kept in memory until their deliveries are let go of; beyond it they are read back, which
+# takes several times the work of an attempt.
 _BODY_BUDGET = 64 * 1024 * 1024
+# Of that, what those may take that were attempted already: a wave of retries leaves room for what
+# comes in.
+_BODIES_OF_RETRIES = _BODY_BUDGET // 2
 
 
 class Tenure(Protocol):
@@ -183,7 +187,7 @@ class Holdings:
         if after.claimed_by is None or self._closed:
             self.forget([held])
             return
-        if held.body is not None:
+        if held.body is not None and self._bodies > _BODIES_OF_RETRIES:
             self._bodies -= len(held.body)
             held.body = None
         held.delivery = after

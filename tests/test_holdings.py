@@ -315,10 +315,21 @@ async def test_bodies_are_kept_within_a_budget(autojump_clock: MockClock) -> Non
             held = await taken(line)
             line.destinations.done(held, False, line.now())
             line.holdings.settle(held, held.delivery)  # waits on, with an attempt behind it
-            line.destinations.remove(held)
+        assert kept() == 32
         for delivery in deliveries[140:]:
             line.holdings.admit([(delivery, mebibyte)])
         assert kept() == 64
+
+
+async def test_a_retry_has_its_payload_at_hand(autojump_clock: MockClock) -> None:
+    """Reading it back would take several times the work of the attempt."""
+    async with open_line() as line:
+        (one,) = await line.add(due_in=-1, claimed_by=NODE)
+        line.holdings.admit([(await line.delivery(one), BODY)])
+        held = await taken(line)
+        line.destinations.done(held, True, line.now())
+        line.holdings.settle(held, held.delivery)
+        assert (await taken(line)).body == BODY
 
 
 async def test_close(autojump_clock: MockClock) -> None:
