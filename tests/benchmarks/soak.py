@@ -47,8 +47,8 @@ max_retries = 100
 _EVERY: Final = 10.0
 """Seconds from one sample to the next."""
 
-_PATIENCE: Final = 300.0
-"""Seconds that the rest may take in the end: the longest suspension, and a retry or two."""
+_PATIENCE: Final = 600.0
+"""Seconds that the rest may take in the end: the longest suspension, and all that waits for it."""
 
 _ALLOWED: Final = {"rss": 1.1, "files": 1.1, "p50": 1.5, "p99": 1.5}
 """How much larger the last third's median may be than the first third's to count as flat."""
