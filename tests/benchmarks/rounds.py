@@ -6,6 +6,7 @@ as many arrive in it as are accepted. Afterwards the books must agree: what was 
 arrived, once, signed, and the contender has no work left and no complaint. If not, the run fails.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ class Track:
         """
         receiver, producer = self._receiver, entrant.contender.producer
         machine.move(receiver.pid, entrant.cores.load)
+        # What was written before, by whomever, shall not be on its way to the disk still.
+        os.sync()
         before = receiver.arrivals.counts()
         began = time.monotonic_ns()
         until = began + int((plan.warm_up + plan.seconds) * 1e9)
