@@ -119,8 +119,7 @@ class ClientConnection:
         try:
             with self._scope:
                 await self._serve()
-        except Exception:
-            # A client that finds a bug must not end the daemon by it.
+        except Exception:  # a client that finds a bug must not end the daemon by it
             log.exception("connection_failed")
         finally:
             self._house.connections.discard(self)

@@ -6,6 +6,7 @@ in the end like any other, and never shut down. Fails with OperatorError.
 """
 
 import socket
+from contextlib import ExitStack
 from typing import Final
 
 import trio
@@ -39,22 +40,21 @@ async def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.so
     # A name such as localhost means one address here, the same every time: with port 0, two
     # addresses would get two ports.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found = await trio.socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(found[0][4])
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise OperatorError(f"cannot listen on {_shown(host, port)}: {error.strerror}") from error
-    except BaseException:
-        # Cancelled during the lookup, or a bug: either way nobody else knows of the socket.
-        listener.close()
-        raise
+    with ExitStack() as unless_it_listens:
+        listener = unless_it_listens.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        try:
+            found = await trio.socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(found[0][4])
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            raise OperatorError(
+                f"cannot listen on {_shown(host, port)}: {error.strerror}"
+            ) from error
+        unless_it_listens.pop_all()
     return listener
 
 

@@ -8,7 +8,7 @@ A test may break it (`fail_with`), or keep commits waiting (`hold()` and `resume
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
 import outcome
@@ -127,7 +127,7 @@ class MemoryStorage:
         if on_commit is not None:
             try:
                 on_commit(result)
-            except Exception:  # noqa: BLE001 -- a bug of the caller, after the fact
+            except Exception:  # noqa: BLE001 -- what it follows is committed all the same
                 _log.exception("a callback raised after its commit")
         return result
 
@@ -138,8 +138,9 @@ class MemoryStorage:
             self._last_failure = str(self.fail_with)
             raise self.fail_with
         self._tx.begin()
-        try:
-            return function(self._tx)
-        except BaseException:  # whatever it raised, a function that raises changes nothing
-            self._tx.undo()
-            raise
+        # Whatever it raises, a function that raises changes nothing.
+        with ExitStack() as unless_done:
+            unless_done.callback(self._tx.undo)
+            result = function(self._tx)
+            unless_done.pop_all()
+        return result

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -64,12 +64,12 @@ class Server:
         self._binaries = _binaries()
 
     def __enter__(self) -> "Server":
-        try:
+        # __exit__ is not called for what goes wrong here.
+        with ExitStack() as unless_started:
+            unless_started.callback(self._clean_up)
             self._initialise()
             self.start()
-        except BaseException:  # __exit__ is not called for it, not even for Ctrl-C
-            self._clean_up()
-            raise
+            unless_started.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

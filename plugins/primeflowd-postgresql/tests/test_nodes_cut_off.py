@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -157,8 +158,7 @@ def test_commits_whose_answer_is_lost(
         with Load(cluster.urls, cluster.key, receivers.urls, per_second=50) as load:
             began = time.time()
             for proxy in proxies * 3:
-                count = len(load.accepted)
-                eventually(lambda count=count: len(load.accepted) > count + 20)  # type: ignore[misc]  # mypy infers no lambda with a default
+                eventually(partial(_has_accepted, load, len(load.accepted) + 20))
                 time.sleep(dice.uniform(0, 0.2))  # at any moment of a commit
                 proxy.cut()
                 proxy.restore()
@@ -235,3 +235,7 @@ def interrupted(audit: Audit) -> int:
 
 def claimed_by(cluster: PostgresCluster, nodes: list[Node]) -> set[str]:
     return set().union(*(cluster.claims(node.name) for node in nodes))
+
+
+def _has_accepted(load: Load, more_than: int) -> bool:
+    return len(load.accepted) > more_than

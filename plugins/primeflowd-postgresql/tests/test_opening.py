@@ -1,7 +1,7 @@
 """What an operator is told when a database cannot be used, and what is set on its connections."""
 
 import socket
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -115,7 +115,7 @@ async def shown(storage: Storage, *names: str) -> list[str]:
 
 def show(tx: Tx, name: str) -> str:
     """What a connection says of itself; no plugin-neutral way to ask."""
-    connection: Any = tx._connection  # type: ignore[attr-defined]  # no other way to ask
+    connection = cast("Any", tx)._connection
     value: str = connection.exec_driver_sql(f"SHOW {name}").scalar()
     return value
 

@@ -8,6 +8,7 @@ Everything here blocks; it is called in threads.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Final
 
 import psycopg
@@ -135,11 +136,11 @@ class Address:
             settings = {**settings, **_bounds(watchdog.within - GRACE)}
         connection = WatchedConnection.connect(autocommit=True, **parameters)
         connection.watchdog = watchdog
-        try:
+        # Whatever goes wrong, nobody else knows of the connection yet.
+        with ExitStack() as unless_set_up:
+            unless_set_up.callback(connection.close)
             connection.execute(_SET, [list(settings), list(settings.values())])
-        except BaseException:  # whatever it was, nobody else knows of the connection yet
-            connection.close()
-            raise
+            unless_set_up.pop_all()
         return connection
 
     def engine(
