@@ -36,6 +36,7 @@ from primeflowd.events import (
 )
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.instants import Micros
+from primeflowd.lifecycle import NOTHING_KNOWN
 from primeflowd.model import Batch, Delivery, new_id
 from primeflowd.redelivery import make_delivery
 from primeflowd.unit import Unit
@@ -218,22 +219,15 @@ class EventCallbacks:
         return [delivery for delivery, _ in unit.made]
 
     def _batch(self, parcel: _Parcel, now: Micros) -> Batch:
-        return Batch(
+        return msgspec.structs.replace(
+            NOTHING_KNOWN,
             id=parcel.id,
             org_id=self._settings.org,
             plan_id=parcel.event.kind,
             callback_url=self._settings.url,
-            metadata=None,
             status="succeeded",
-            output=None,
-            items_total=None,
-            items_succeeded=0,
-            items_failed=0,
-            items_cancelled=0,
-            cancellation_reason=None,
             payload=parcel.payload,
             created_at=now,
-            started_at=None,
             completed_at=now,
             updated_at=now,
         )

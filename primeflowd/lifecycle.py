@@ -23,7 +23,7 @@ from primeflowd.redelivery import make_delivery
 from primeflowd.unit import Unit
 
 # To replace some of the fields of a struct costs a fifth of giving all of them by name.
-_NOTHING_KNOWN: Final = Batch(
+NOTHING_KNOWN: Final = Batch(
     id="",
     org_id="",
     plan_id="",
@@ -130,7 +130,7 @@ def cancel_batch(unit: Unit, org_id: str, batch_id: str, reason: str | None) -> 
 
 def _newborn(unit: Unit, org_id: str) -> Batch:
     """What new batches of an org are like before anything is known of each."""
-    return replace(_NOTHING_KNOWN, org_id=org_id, created_at=unit.now, updated_at=unit.now)
+    return replace(NOTHING_KNOWN, org_id=org_id, created_at=unit.now, updated_at=unit.now)
 
 
 def _insert_batch(unit: Unit, newborn: Batch, new: NewBatch) -> Batch:
