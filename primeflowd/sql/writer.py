@@ -1,11 +1,11 @@
 """Group commit: one thread that owns the writing connection.
 
 Trio tasks queue operations; the thread runs all that is queued in one transaction, and commits
-once. It is woken when Trio has been through all tasks that could run, by a task that the first
-operation rescheduled: so what arrived together is committed together, and not the first by itself
-while the others are still being read. An idle writer commits a single operation at once. A busy one
-lets a little time pass from one group to the next, see spacing.py, and commits together what came
-until then: no timer runs before a commit, there is a pause after a group.
+once. An idle one is woken when Trio has been through all tasks that could run, by a task that the
+first operation rescheduled: so what arrived together is committed together, and not the first by
+itself while the others are still being read. It commits a single operation at once. A busy one lets
+a little time pass from one group to the next, see spacing.py, and commits together what came until
+then: no timer runs before a commit, there is a pause after a group.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
@@ -64,6 +64,8 @@ class Writer:
         self._news = threading.Lock()
         self._news.acquire()
         self._closing = False
+        # The thread waits for news, with nothing else to do.
+        self._idle = True
         self._token = trio.lowlevel.current_trio_token()
         # A daemon, so that a disk that hangs cannot keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
@@ -83,7 +85,7 @@ class Writer:
             raise StorageUnavailable("the storage is closed")
         operation = Operation(function, on_commit, trio.lowlevel.current_task())
         self._queue.append(operation)
-        self._rouse_soon()
+        self._announce()
 
         def abandon(_: object) -> trio.lowlevel.Abort:
             operation.task = None
@@ -114,6 +116,18 @@ class Writer:
             await trio.to_thread.run_sync(self._thread.join, CLOSE_WITHIN)
         if self._thread.is_alive():
             _log.error("storage_not_finished", unwritten=len(self._queue))
+
+    def _announce(self) -> None:
+        """Something was queued."""
+        if not self._news.locked():
+            # It was told, and has not looked at the queue since.
+            return
+        if self._idle:
+            self._rouse_soon()
+        else:
+            # It looks once it is done, which takes longer than being through with all tasks; to
+            # rouse it would cost a round of Trio's loop.
+            self._tell()
 
     def _rouse_soon(self) -> None:
         if not self._rousing:
@@ -151,7 +165,9 @@ class Writer:
 
     def _run(self) -> None:
         while not self._closing or self._queue:
+            self._idle = True
             self._news.acquire()
+            self._idle = False
             if not self._queue:
                 # News of what rode along with the last group.
                 continue
@@ -165,7 +181,7 @@ class Writer:
                 # Once the run has finished, nobody is left who waits.
                 with suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._answer, group)
-                # What came since is told of when all that comes with it is there.
+                # What came since was told of; it has the pause first.
                 full = size == MAX_GROUP
         self._groups.close()
 

@@ -123,6 +123,27 @@ async def test_what_comes_together_shares_a_commit(writer: Writer) -> None:
     assert writer.statistics().commits == 1
 
 
+async def test_a_busy_thread_is_told_without_a_turn_of_the_loop(writer: Writer) -> None:
+    """Rousing it is for one that would begin too early."""
+
+    class Turns(trio.abc.Instrument):
+        taken = 0
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            self.taken += task.name.endswith("Writer._rouse")
+
+    turns = Turns()
+    async with one_group(writer) as nursery:
+        trio.lowlevel.add_instrument(turns)
+        for index in range(20):
+            nursery.start_soon(writer.write, lambda tx, i=index: tx.put_note(str(i), ""))
+            await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(turns)
+        assert turns.taken == 0
+    assert writer.statistics().commits == 2
+    assert len(notes(writer)) == 20
+
+
 async def test_it_can_be_closed_again(writer: Writer) -> None:
     await writer.write(lambda tx: None)
     await writer.aclose()
