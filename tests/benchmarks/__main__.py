@@ -1,10 +1,10 @@
 """`python -m tests.benchmarks`: what one callback costs, beside what else one would build with.
 
-Without a flag: the comparison, in less than ten minutes, into `results/`. `--growth`, `--purge`,
-`--soak` and `--outbound` are measurements of their own. Each writes the README's part about speed
-anew, from what is in `results/` then; `--draw` measures nothing, and does that alone. Two cores are
-needed, and a quiet machine if the figures are to mean anything. A run in which a callback is lost
-or repeated fails, says so, and writes no report.
+Without a flag: the comparison, in less than ten minutes, into `results/`. `--stages`, `--growth`,
+`--purge`, `--soak` and `--outbound` are measurements of their own. Each writes the README's part
+about speed anew, from what is in `results/` then; `--draw` measures nothing, and does that alone.
+Two cores are needed, and a quiet machine if the figures are to mean anything. A run in which a
+callback is lost or repeated fails, says so, and writes no report.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import compare, excerpt, growth, outbound, purge, report, setup, soak
+from tests.benchmarks import compare, excerpt, growth, outbound, purge, report, setup, soak, stages
 from tests.benchmarks.contenders.contender import REPOSITORY
 from tests.benchmarks.contenders.table import named
 from tests.benchmarks.rounds import Plan
@@ -36,6 +36,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     kind.add_argument(
         "--draw", action="store_true", help="report and picture again, from results.json"
+    )
+    kind.add_argument(
+        "--stages", action="store_true", help="where the time of a callback goes, stage by stage"
     )
     kind.add_argument("--growth", action="store_true", help="with 0 to 10,000,000 rows of history")
     kind.add_argument(
@@ -115,6 +118,9 @@ def _run(given: argparse.Namespace, command: str) -> None:
         return
     if given.outbound:
         outbound.run(plan, given.cache, given.output, command)
+        return
+    if given.stages:
+        stages.run(plan, given.disk, given.cache, given.output, command)
         return
     if given.soak is not None:
         soak.run(given.soak, given.disk, given.cache, given.output, command)

@@ -58,6 +58,7 @@ _COLUMNS: Final = (
 
 _MORE: Final = {
     "results.md": "every row with its ranges, and how it was measured",
+    "stages.md": "where the time of one goes",
     "growth.md": "with millions of old rows",
     "purge.md": "while old rows are removed",
     "outbound.md": "the transport alone",

@@ -1,12 +1,14 @@
 """One primeflowd daemon, started and stopped; its log goes to a file, as it would to a journal."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -19,7 +21,10 @@ READY_WITHIN: Final = 120.0
 
 @dataclass
 class Node:
-    """A daemon: its state in `directory`, and, as several may share one, a name of its own."""
+    """A daemon: its state in `directory`, and, as several may share one, a name of its own.
+
+    `environment` is added to ours.
+    """
 
     directory: Path
     name: str
@@ -28,6 +33,7 @@ class Node:
     settings: str = ""
     port: int = 0
     key: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -42,8 +48,9 @@ class Node:
     def command(self, *words: str) -> str:
         """What `primeflowd WORDS` prints."""
         done = subprocess.run(
-            self._argv(*words), cwd=self.tree, capture_output=True, text=True, check=False
-        )
+            self._argv(*words), cwd=self.tree, env={**os.environ, **self.environment},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise Failed(f"primeflowd {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
@@ -52,7 +59,9 @@ class Node:
         """Start it; seconds until it served."""
         began = time.perf_counter()
         with self.log.open("wb") as log, pinned(self.cores.server):
-            self._process = subprocess.Popen(self._argv("run"), cwd=self.tree, stderr=log)
+            self._process = subprocess.Popen(
+                self._argv("run"), cwd=self.tree, env={**os.environ, **self.environment}, stderr=log
+            )
         while not (ready := re.search(r"daemon_ready.*:(\d+)/?\"?\s", self.log.read_text())):
             if self._process.poll() is not None or time.perf_counter() > began + READY_WITHIN:
                 raise Failed(f"primeflowd did not start:\n{self.log.read_text()[-4000:]}")
