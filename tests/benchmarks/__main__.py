@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks`: what one callback costs, beside what else one would build with.
 
-Without a flag: the comparison, in less than ten minutes, into `results/`. `--stages`, `--growth`,
+Without a flag: the comparison, in a quarter of an hour, into `results/`. `--stages`, `--growth`,
 `--purge`, `--soak` and `--outbound` are measurements of their own. Each writes the README's part
 about speed anew, from what is in `results/` then; `--draw` measures nothing, and does that alone.
 Two cores are needed, and a quiet machine if the figures are to mean anything. A run in which a
@@ -73,7 +73,7 @@ def _draw(found: compare.Comparison, path: Path) -> None:
     try:
         from tests.benchmarks import plot
     except ModuleNotFoundError as missing:
-        # The figures are written; the picture is not worth losing ten minutes for.
+        # The figures are written; the picture is not worth losing a quarter of an hour for.
         print(f"{path.name} was not drawn: {missing}", file=sys.stderr)
     else:
         plot.draw(found, path)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.benchmarks import machine, receiver
@@ -65,26 +66,25 @@ def compare(plan: Plan, disk: Path, cache: Path, only: str) -> Comparison:
     facts = machine.facts(disk)
     not_run: dict[str, str] = {}
     versions: dict[str, str] = {}
-    entrants = []
-    with bench(disk, cache) as given, contextlib.ExitStack() as stack:
+    with bench(disk, cache) as given:
         facts["receiver"] = given.receiver.kind
+        starts = []
         for definition in definitions:
             try:
-                found = definition.versions(given)
-                contender = stack.enter_context(definition.start(given))
+                versions |= definition.versions(given)
             except NotInstalled as missing:
                 not_run[definition.name] = str(missing)
-                continue
-            versions |= found
-            entrants.append(Entrant(definition.name, definition.cores, contender))
-        track = Track(given.receiver)
-        for entrant in entrants:
-            tell(f"warming up {entrant.name}")
-            track.warm_up(entrant, plan.warm_up + plan.seconds)
-        rounds = in_turns(track, entrants, plan, tell)
+            else:
+                starts.append(partial(_entrant, definition, given))
+        rounds, accepted = in_turns(Track(given.receiver), starts, plan, tell)
         # A repetition may come late.
         time.sleep(1)
-        accepted = sum(entrant.accepted for entrant in entrants)
         check("some contender", NOTHING, accepted, given.receiver.arrivals.counts())
     took = time.monotonic() - began
     return Comparison(definitions, not_run, versions, facts, plan, rounds, took)
+
+
+@contextlib.contextmanager
+def _entrant(definition: Definition, given: Bench) -> Iterator[Entrant]:
+    with definition.start(given) as contender:
+        yield Entrant(definition.name, definition.cores, contender)

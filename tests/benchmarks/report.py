@@ -48,7 +48,8 @@ the worst round: near 100 % they, not the contender, were the limit. **others** 
 server's cores besides the contender: interrupts, the kernel's own work, and whatever disturbed the
 measurement; on a quiet machine it is a few per cent.
 
-What was done. Contenders run in turns, round by round, warm, one at a time, against one receiver;
+What was done. Contenders take turns, round by round, each started and warmed up for its turn and
+stopped after it, so that nobody else is there while one is measured; one receiver for all;
 callbacks of {bytes:.0f} bytes to {hosts} destinations, at most {bound} outstanding. The server
 side is pinned to one core, client and receiver to another, unless the row says otherwise. After
 every measurement everything accepted has arrived, once, signed, and the contender's own books (the

@@ -9,6 +9,7 @@ arrived, once, signed, and the contender has no work left and no complaint. If n
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -221,22 +222,33 @@ def check(name: str, before: Counts, accepted: int, after: Counts) -> None:
 
 
 def in_turns(
-    track: Track, entrants: Sequence[Entrant], plan: Plan, tell: Callable[[str], None]
-) -> list[list[Sample]]:
-    """All entrants, round by round, each at full and then at half load: samples by round."""
-    rounds = []
+    track: Track,
+    starts: Sequence[Callable[[], AbstractContextManager[Entrant]]],
+    plan: Plan,
+    tell: Callable[[str], None],
+) -> tuple[list[list[Sample]], int]:
+    """All entrants, round by round, each at full and then at half load: samples by round, and how
+    many callbacks were accepted in all.
+
+    Each is started for its turn and stopped after it: daemons that have nothing to do take a
+    twentieth of a core together, and by waking up when others are at work twice their p99.
+    """
+    rounds, accepted = [], 0
     for turn in range(plan.rounds):
         samples = []
-        for entrant in entrants:
-            full = track.measure(entrant, plan, None)
-            half = track.measure(entrant, plan, full.rate / 2)
+        for start in starts:
+            with start() as entrant:
+                track.warm_up(entrant, plan.warm_up + plan.seconds)
+                full = track.measure(entrant, plan, None)
+                half = track.measure(entrant, plan, full.rate / 2)
+            accepted += entrant.accepted
             samples += [full, half]
             tell(
                 f"round {turn + 1}/{plan.rounds}  {full.contender}: {full.server:.0f} µs, "
                 f"{full.rate:.0f}/s, half load p50 {half.arrive_p50:.1f} ms"
             )
         rounds.append(samples)
-    return rounds
+    return rounds, accepted
 
 
 def _progresses(count: Callable[[], int], enough: int) -> bool:

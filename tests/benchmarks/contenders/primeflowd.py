@@ -62,6 +62,8 @@ class Primeflowd:
     Attributes:
         nodes: on SQLite each has a database of its own, on PostgreSQL all share one.
         shared: they share the SQLite file, too.
+        pinned: each has one of the cores to itself and the load, as `CPUAffinity` of a unit would
+            give it; else the kernel moves them.
         settings: further TOML for every node, as `[api]\\nserver = "lean"\\n`.
         tree: the checkout it is run from; another one makes a comparison of two versions.
     """
@@ -72,6 +74,7 @@ class Primeflowd:
     nodes: int = 1
     database: Literal["sqlite", "postgresql"] = "sqlite"
     shared: bool = False
+    pinned: bool = False
     settings: str = ""
     tree: Path = REPOSITORY
 
@@ -109,7 +112,7 @@ class Primeflowd:
         nodes = []
         for k, state in enumerate(places):
             # Nodes of one database share the master key, which lies in the state directory.
-            nodes.append(Node(state, f"node-{k}", self.tree, self.cores, settings))
+            nodes.append(Node(state, f"node-{k}", self.tree, self._cores(k), settings))
         start_nodes(nodes, stack, share_key=shared)
         books = [Books(url) for url in urls]
         for each in books:
@@ -118,6 +121,12 @@ class Primeflowd:
         settings_ = bench.settings(self.size, CONNECTIONS[self.size], target)
         producer = stack.enter_context(http_producer(settings_, self.cores))
         return Running(producer, nodes, books, others)
+
+    def _cores(self, node: int) -> Cores:
+        if not self.pinned:
+            return self.cores
+        each = sorted(self.cores.server)
+        return Cores(frozenset(each[node % len(each) :][:1]), self.cores.load)
 
 
 def start_nodes(nodes: Sequence[Node], stack: contextlib.ExitStack, share_key: bool) -> None:

@@ -27,12 +27,16 @@ def contenders(one: Cores, both: Cores) -> tuple[Definition, ...]:
         Primeflowd("primeflowd, single POST, Hypercorn", 1, one, settings=_HYPERCORN),
         Primeflowd("primeflowd, bulk of 100", 100, one),
         Primeflowd("primeflowd, bulk of 100, all on both cores", 100, both),
-        Primeflowd("primeflowd, bulk of 100, two SQLite nodes on both cores", 100, both, nodes=2),
-        Primeflowd(
-            "primeflowd, bulk of 100, two nodes on one SQLite file, both cores",
-            *(100, both),
-            nodes=2,
-            shared=True,
+        *(
+            Primeflowd(
+                f"primeflowd, bulk of 100, {what}, {where}",
+                *(100, both),
+                nodes=2,
+                shared=shared,
+                pinned=pinned,
+            )
+            for what, shared in (("two SQLite nodes", False), ("two nodes on one file", True))
+            for where, pinned in (("a core each", True), ("both cores", False))
         ),
         *(
             Primeflowd(f"primeflowd, bulk of 100, PostgreSQL, {text}", 100, one, n, "postgresql")
