@@ -246,7 +246,7 @@ def _set_wal(path: Path, busy_timeout: Micros) -> None:
                 # Two processes that open a new file at once: SQLite does not wait here by itself.
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
-                time.sleep(0.01)
+                time.sleep(0.01)  # in a thread: storage is opened before anything is served
     if mode != "wal":
         raise OperatorError(
             f"{path} cannot be put into WAL mode (it is in mode {mode}); its file system lacks "

@@ -91,4 +91,5 @@ class InTurn(sqlite3.Connection):
         while not self._locks.take(lock):
             if time.monotonic() > deadline:
                 raise StorageUnavailable("database is locked: another process does not finish")
+            # The lock is another process's: the kernel can wait for it, but not with a deadline.
             time.sleep(_POLL)

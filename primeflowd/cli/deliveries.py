@@ -172,6 +172,7 @@ def recover(
             told = f"{done[0]:,} redelivered, {done[1]:,} skipped of {found['matched']:,}"
             click.echo(told, err=as_json)
         if state["status"] == "running":
+            # The daemon does it, and the API tells only whoever asks.
             time.sleep(_ASK_EVERY)
     if as_json:
         print_json(progress)
