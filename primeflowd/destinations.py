@@ -10,6 +10,8 @@ How a window opens and closes, and when a destination is suspended: destination.
 An operator's rules for a destination (destination_rules.py) go on top of that: a cap on attempts at
 once, a token bucket, or that it is shut. Only those that have rules pay for them.
 
+Whoever puts in several can have them looked at together (`gather`, `announce`).
+
 Only `take` and `turn` block. Source of the scheme: Postfix SCHEDULER_README.
 """
 
@@ -45,6 +47,7 @@ class Destinations:
     """The due deliveries of all destinations, handed out fairly.
 
     Attributes:
+        gathering: nobody is woken for what is put in; see `gather`.
         on_dry: told when a destination has spent its tokens, and when `reopen` is due for it.
     """
 
@@ -66,6 +69,7 @@ class Destinations:
         self._turn: trio.Event | None = None
         self._queued = 0
         self._closed = False
+        self.gathering = False
         self.reconfigure(settings)
 
     def reconfigure(self, settings: DeliverySettings) -> None:
@@ -90,6 +94,16 @@ class Destinations:
         self._queued += 1
         if not destination.in_ring:
             self._offer(destination)
+
+    def gather(self) -> None:
+        """Wake nobody for what comes, until `announce`: there is more, and somebody will look."""
+        self.gathering = True
+
+    def announce(self) -> None:
+        """Gather no more, and wake whoever waits, if there is something left to take."""
+        self.gathering = False
+        if self._ring:
+            self._wake()
 
     def take_now(self) -> Held | None:
         """The next delivery to attempt, from the destination whose turn it is; None if there is
@@ -268,7 +282,7 @@ class Destinations:
         if not destination.in_ring and destination.eligible():
             destination.in_ring = True
             self._ring.append(destination)
-            if self._turn is not None:
+            if self._turn is not None and not self.gathering:
                 self._wake()
 
     def _wake(self) -> None:

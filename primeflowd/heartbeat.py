@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
+import outcome
 import trio
 
 from primeflowd.clock import Clock
@@ -52,6 +53,18 @@ class Witness:
             return await self._storage.write(function, on_commit)
         finally:
             self.answered_at = trio.current_time()
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        def ended(result: outcome.Maybe[T]) -> None:
+            self.answered_at = trio.current_time()
+            on_end(result)
+
+        self._storage.submit(function, on_commit, ended)
 
     async def read(self, function: Callable[[Tx], T]) -> T:
         try:

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
+import outcome
 import pluggy
 
 from primeflowd.config import Config
@@ -122,6 +123,23 @@ class Storage(Protocol):
 
         Raises:
             StorageUnavailable: nothing of `function` is stored.
+        """
+        ...
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        """As `write`, for whoever has no task that waits: called in the Trio thread.
+
+        `on_end` is called there once, later than this returns, with what `write` would return or
+        raise; what shares a commit is told after every `on_commit` of it. It must not raise. The
+        function cannot be withdrawn.
+
+        Raises:
+            StorageUnavailable: it was not taken, and nobody will be told.
         """
         ...
 

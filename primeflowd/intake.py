@@ -1,16 +1,17 @@
 """The way in: admission control, a durable transaction, and scheduling on its commit.
 
-Every change that a client asks for goes through `Intake.perform`. It guarantees that nothing is
-answered before it is durable, and that what a commit created is scheduled by the commit itself:
-a client that hangs up cancels the task that waits, never the consequences.
+Every change that a client asks for goes through `Intake`, by `perform` or `submit`. It guarantees
+that nothing is answered before it is durable, and that what a commit created is scheduled by the
+commit itself: a client that hangs up cancels the task that waits, never the consequences.
 
-Blocks on the group commit. Fails with Overloaded or Draining (nothing was tried), with
+`perform` blocks on the group commit. Fails with Overloaded or Draining (nothing was tried), with
 StorageUnavailable (nothing is stored) and with whatever the operation raises.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
+import outcome
 import structlog
 
 from primeflowd.clock import Clock
@@ -52,10 +53,18 @@ class Schedule(Protocol):
     def hasten(self, delivery: Delivery) -> None: ...
 
 
+class Pool(Protocol):
+    """What intake needs of the senders. Calls in the Trio thread."""
+
+    def gather(self) -> None: ...
+    def begin(self) -> None: ...
+
+
 class Intake:
     """Admits operations, commits them, schedules what they made.
 
     Attributes:
+        pool: who sends what is scheduled; None: they find out by themselves.
         accepted: how many deliveries were made since the start.
         cancelled: how many were ended by a person's order.
         on_event: told of the events of operations, each with its commit.
@@ -78,6 +87,7 @@ class Intake:
         self.accepted = 0
         self.cancelled = 0
         self.on_event: Callable[[Event], None] = _nothing
+        self.pool: Pool | None = None
 
     def reconfigure(self, config: Config) -> None:
         """Go by `config` from the next operation on."""
@@ -101,6 +111,41 @@ class Intake:
             Draining, Overloaded: not tried.
             StorageUnavailable: nothing of it is stored.
         """
+        return await self._storage.write(*self._prepared(operation))
+
+    def submit(
+        self, operation: Callable[[Unit], T], on_end: Callable[[outcome.Maybe[T]], None]
+    ) -> None:
+        """As `perform`, for whoever has no task that waits; see Storage.submit.
+
+        What a commit made is begun to be sent right after it, together, and before `on_end`: no
+        task is woken for it, which would come a round of Trio's loop later.
+
+        Raises:
+            Draining, Overloaded, StorageUnavailable: as there. Nobody will be told.
+        """
+        function, follow = self._prepared(operation)
+
+        def committed(result: T) -> None:
+            if self.pool is not None:
+                self.pool.gather()
+            follow(result)
+
+        def ended(result: outcome.Maybe[T]) -> None:
+            if self.pool is not None:
+                self.pool.begin()
+            on_end(result)
+
+        self._storage.submit(function, committed, ended)
+
+    def _prepared(
+        self, operation: Callable[[Unit], T]
+    ) -> tuple[Callable[[Tx], T], Callable[[T], None]]:
+        """The transaction of an operation, and what follows its commit.
+
+        Raises:
+            Draining, Overloaded, StorageUnavailable: it may not be tried now.
+        """
         if self._closed:
             raise Draining("this node is shutting down", retry_after=1)
         if not self._schedule.in_touch():
@@ -109,8 +154,12 @@ class Intake:
         if self._storage.statistics().backlog >= self._max_backlog:
             raise Overloaded("too many writes are waiting to be stored", retry_after=1)
         default_policy = self._default_policy
+        tell = None if self._follow is None else self._follow()
+        # Of the latest run, which is the one that is committed.
+        unit: Unit
 
-        def function(tx: Tx) -> tuple[T, Unit]:
+        def function(tx: Tx) -> T:
+            nonlocal unit
             shared = tx.memo.get(Shared)
             if shared is None or shared.default_policy is not default_policy:
                 shared = tx.memo[Shared] = Shared(self._clock.now(), default_policy)
@@ -125,20 +174,14 @@ class Intake:
             result = operation(unit)
             if unit.dropped or unit.hastened:
                 self._tell_holders(unit)
-            return result, unit
+            return result
 
-        committed = self._committed if self._follow is None else self._followed(self._follow())
-        result, _ = await self._storage.write(function, committed)
-        return result
+        def follow(_: T) -> None:
+            if tell is not None:
+                tell([delivery for delivery, _ in unit.made])
+            self._committed(unit)
 
-    def _followed(
-        self, tell: Callable[[Sequence[Delivery]], None]
-    ) -> Callable[[tuple[object, Unit]], None]:
-        def committed(done: tuple[object, Unit]) -> None:
-            tell([delivery for delivery, _ in done[1].made])
-            self._committed(done)
-
-        return committed
+        return function, follow
 
     def _tell_holders(self, unit: Unit) -> None:
         """Orders about deliveries that other nodes hold reach them by storage."""
@@ -146,8 +189,7 @@ class Intake:
             if delivery.claimed_by not in (None, self._schedule.node_id):
                 unit.tx.put_order(delivery.claimed_by, delivery.id)
 
-    def _committed(self, done: tuple[object, Unit]) -> None:
-        _, unit = done
+    def _committed(self, unit: Unit) -> None:
         self.accepted += len(unit.made)
         if unit.made:
             self._schedule.admit(unit.made)

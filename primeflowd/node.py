@@ -111,6 +111,7 @@ class Node:
             trace_headers=tracing.headers if tracing else None,
             on_late=self.tally.lateness.observe,
         )
+        self.intake.pool = self.senders
         self.recoveries = Recoveries(storage, self.intake, settings, self._is_eldest)
         self.housekeeping = Housekeeping(storage, self.signatures, clock, self.events.tell)
         self.retention = Retention(storage, config.retention, clock, self._is_eldest)

@@ -119,6 +119,9 @@ class Senders:
             on_end=self._tell_end,
         )
         self._direct: set[UnderWay] = set()
+        self._running = False
+        # What `begin` met, for `run` to raise.
+        self._bug: Exception | None = None
         # Whoever waits for an attempt to end waits for this.
         self._end: trio.Event | None = None
 
@@ -142,6 +145,25 @@ class Senders:
     def busy(self) -> int:
         return len(self._busy)
 
+    def gather(self) -> None:
+        """Wait for `begin` with what becomes due: there is more to come at this moment."""
+        self._destinations.gather()
+
+    def begin(self) -> None:
+        """Begin what was gathered, here and now, as far as that can be; the rest in its turn."""
+        if not self._destinations.gathering:
+            return
+        try:
+            room = self._room()
+            if self._running and room > 0 and not self._records.full:
+                self._begin_some(min(room, _AT_ONCE))
+        except Exception as bug:  # noqa: BLE001 -- not the caller's: `run` raises it
+            self._bug = bug
+            self._destinations.close()
+            self._tell_end()
+        finally:
+            self._destinations.announce()
+
     async def run(self) -> None:
         """Send until the destination queues are closed and every attempt is on record.
 
@@ -151,11 +173,13 @@ class Senders:
             nursery.start_soon(self._records.run)
             try:
                 async with trio.open_nursery() as self._waiting.nursery:
+                    self._running = True
                     await self._hand_out()
                     while self._direct:
                         await self._one_ended()
                 await self._records.all_stored()
             finally:
+                self._running = False
                 for attempt in self._direct:
                     self._transport.abandon(attempt)
                     self._interrupted(attempt, SHUT_DOWN)
@@ -166,7 +190,7 @@ class Senders:
     async def _hand_out(self) -> None:
         """Begin attempts as there is room for them, until the destination queues are closed."""
         while not self._destinations.closed:
-            room = self._settings.concurrency - len(self._direct) - len(self._waiting)
+            room = self._room()
             if room <= 0:
                 await self._one_ended()
             elif self._records.full:
@@ -177,6 +201,11 @@ class Senders:
                     await trio.lowlevel.checkpoint()
                 elif begun < room:
                     await self._destinations.turn()
+        if self._bug is not None:
+            raise self._bug
+
+    def _room(self) -> int:
+        return self._settings.concurrency - len(self._direct) - len(self._waiting)
 
     def _begin_some(self, most: int) -> int:
         """Begin what is due, `most` attempts at most; how many it were.

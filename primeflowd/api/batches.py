@@ -11,7 +11,7 @@ from msgspec import Meta, Raw
 from primeflowd import callback_url
 from primeflowd.api import cursors, decode, idempotency, shapes
 from primeflowd.api.answer import Answer
-from primeflowd.api.call import Call, Route, canonical_uuid
+from primeflowd.api.call import Call, Change, Route, canonical_uuid
 from primeflowd.api.decode import ABSENT, Instant
 from primeflowd.api.errors import Envelope, envelope
 from primeflowd.errors import InvalidRequest, NotFound, Refused
@@ -114,19 +114,31 @@ Verbatim: TypeAlias = Callable[[Raw], bytes | None]
 
 async def create(call: Call) -> Answer:
     """Register a batch; one with a terminal status is born ended, its callback on its way."""
-    raw, verbatim = _canonical_if_cheap(await decode.checked_body(call, None))
+    await call.body()
+    change = _creation(call)
+    return await idempotency.perform(call, change.operation, change.render)
+
+
+def _creation(call: Call) -> Change:
+    raw, verbatim = _canonical_if_cheap(decode.checked(call, call.body_now()))
     new = _new_batch(decode.document(raw, _batch), verbatim)
-    operation = partial(create_batch, org_id=call.org_id, new=new)
-    return await idempotency.perform(call, operation, _created)
+    return Change(partial(create_batch, org_id=call.org_id, new=new), _created)
 
 
 async def create_bulk(call: Call) -> Answer:
     """Register up to 1000 batches in one transaction, each standing alone."""
-    raw = await decode.checked_body(call, call.services.config.api.max_bulk_body)
+    await call.body(call.services.config.api.max_bulk_body)
+    change = _bulk_creation(call)
+    return await idempotency.perform(call, change.operation, change.render)
+
+
+def _bulk_creation(call: Call) -> Change:
+    raw = decode.checked(call, call.body_now(call.services.config.api.max_bulk_body))
     read = _read_together(raw) or _read_one_by_one(raw)
     news = [new for new in read if not isinstance(new, Refused)]
     operation = partial(create_batches, org_id=call.org_id, news=news)
-    return await idempotency.perform(call, operation, partial(_bulk_answer, read))
+    operation = partial(create_batches, org_id=call.org_id, news=news)
+    return Change(operation, partial(_bulk_answer, read))
 
 
 def _read_together(raw: bytes) -> Sequence[NewBatch] | None:
@@ -322,8 +334,8 @@ def _bulk_answer(read: Sequence[NewBatch | Refused], made: Sequence[Batch | Refu
 _PATH: Final = "/v1/batches"
 
 ROUTES: Final = (
-    Route("POST", _PATH, "batches:write", create),
-    Route("POST", f"{_PATH}/bulk", "batches:write", create_bulk),
+    Route("POST", _PATH, "batches:write", create, change=_creation),
+    Route("POST", f"{_PATH}/bulk", "batches:write", create_bulk, change=_bulk_creation),
     Route("GET", _PATH, "batches:read", list_page),
     Route("GET", f"{_PATH}/<batch_id>", "batches:read", get),
     Route("POST", f"{_PATH}/<batch_id>/completion", "batches:write", end),

@@ -25,12 +25,10 @@ async def read(request: Incoming, limit: int) -> bytes:
     Raises:
         Rejected: 413, it is longer than `limit` bytes; 408, it did not arrive in time.
     """
-    arrived = request.arrived
+    arrived = arrived_body(request, limit)
     if arrived is not None:
         # Most bodies come with their heads: there is no deadline to set up.
-        if len(arrived) <= limit:
-            return arrived
-        raise _too_large(limit)
+        return arrived
     declared = request.content_length
     parts: list[bytes] = []
     total = 0
@@ -50,6 +48,18 @@ async def read(request: Incoming, limit: int) -> bytes:
             pass  # It is over every limit; the framework has stopped collecting it.
         raise _too_large(limit)
     raise Rejected(408, "request_timeout", "the body of the request did not arrive in time")
+
+
+def arrived_body(request: Incoming, limit: int) -> bytes | None:
+    """The whole body if it is here already; None if it must be waited for.
+
+    Raises:
+        Rejected: 413, it is longer than `limit` bytes.
+    """
+    arrived = request.arrived
+    if arrived is not None and len(arrived) > limit:
+        raise _too_large(limit)
+    return arrived
 
 
 def _too_large(limit: int) -> Rejected:

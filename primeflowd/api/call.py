@@ -5,18 +5,19 @@ Handlers take a `Call` and return an `Answer`; they know nothing of the framewor
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from primeflowd.api.answer import Answer
 from primeflowd.api.auth import Authenticator
-from primeflowd.api.body import read
+from primeflowd.api.body import arrived_body, read
 from primeflowd.api.incoming import Fields, Incoming
 from primeflowd.api.services import Services
 from primeflowd.errors import InvalidRequest, NotFound
 from primeflowd.model import ApiKey
+from primeflowd.unit import Unit
 
 AnswerScope: TypeAlias = tuple[str, str, str, str]
 """What a stored answer belongs to: org, method, path, idempotency key (contract 2.6)."""
@@ -117,13 +118,37 @@ class Call:
             Rejected: 413 or 408.
         """
         if self._body is None:
-            self._body = await read(
-                self._request, self.services.config.api.max_body if limit is None else limit
-            )
+            self._body = await read(self._request, self._limit(limit))
         return self._body
+
+    def body_now(self, limit: int | None = None) -> bytes:
+        """As `body`, of one that was read or is known to have arrived.
+
+        Raises:
+            Rejected: 413.
+        """
+        if self._body is None:
+            self._body = arrived_body(self._request, self._limit(limit))
+            assert self._body is not None
+        return self._body
+
+    def _limit(self, limit: int | None) -> int:
+        return self.services.config.api.max_body if limit is None else limit
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """What a request asks for, found good: a transaction, and how its result is answered.
+
+    Attributes:
+        operation: a transaction function; it may run more than once.
+        render: pure, since it may run in the storage's thread. Gives a 2xx.
+    """
+
+    operation: Callable[[Unit], Any]
+    render: Callable[[Any], Answer]
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -133,6 +158,8 @@ class Route(msgspec.Struct, frozen=True):
         path: with `<name>` for a part that varies.
         scope: what the key must be allowed.
         org: `key`: X-Org-Id, else the key's own; `header`: X-Org-Id is required; `none`: no org.
+        change: what the handler makes of a call whose body has arrived; None where it does more
+            than to perform that.
     """
 
     method: str
@@ -140,3 +167,4 @@ class Route(msgspec.Struct, frozen=True):
     scope: str
     handler: Handler
     org: Literal["key", "header", "none"] = "key"
+    change: Callable[[Call], Change] | None = None

@@ -54,17 +54,16 @@ async def body(
     """
     if may_be_absent and not await call.body(limit):
         return decoder.decode(b"{}")
-    return document(await checked_body(call, limit), decoder)
+    return document(checked(call, await call.body(limit)), decoder)
 
 
-async def checked_body(call: Call, limit: int | None) -> bytes:
+def checked(call: Call, raw: bytes) -> bytes:
     """The body of a request, which says of itself that it is JSON; its UTF-8 and depth are checked.
 
     Raises:
         InvalidRequest: `invalid_json`.
-        Rejected: 413, 415.
+        Rejected: 415.
     """
-    raw = await call.body(limit)
     content_type = call.headers.get("Content-Type")
     if content_type != "application/json" and not _JSON.fullmatch((content_type or "").strip()):
         raise Rejected(

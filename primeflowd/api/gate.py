@@ -6,10 +6,13 @@ One gate serves the whole process: its memory of keys, of rates and of idempoten
 that of the API. Blocks and fails as auth.py, rate_limit.py and the handler do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+import outcome
 import structlog
 
+from primeflowd.api import idempotency
 from primeflowd.api.answer import Answer
 from primeflowd.api.auth import Authenticator, authorise, org_of
 from primeflowd.api.call import AnswerScope, Call, Route
@@ -18,6 +21,8 @@ from primeflowd.api.rate_limit import RateLimiter
 from primeflowd.api.services import Services
 from primeflowd.config import Config
 from primeflowd.model import OPERATOR_ORG, ApiKey
+
+_NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class Gate:
@@ -53,20 +58,58 @@ class Gate:
             request.answer_headers = self._limiter.take(passed.key.id)
         else:
             key = await self._authenticator.authenticate(request.headers)
+            passed = self._admitted(route, request, key)
+        return await route.handler(self._call(request, names, passed))
+
+    def known_key(self, headers: Fields, passed: Passed | None) -> ApiKey | None:
+        """Who sent a request; None if storage must be asked. `passed`: see Incoming.
+
+        Raises:
+            Rejected: 401.
+        """
+        if passed is not None and self._authenticator.trusts(passed.key):
+            return passed.key
+        return self._authenticator.known(headers)
+
+    def begin(
+        self,
+        route: Route,
+        request: Incoming,
+        key: ApiKey,
+        on_end: Callable[[outcome.Maybe[Any]], None],
+    ) -> Callable[[Any], Answer]:
+        """As `answer`, without a task that waits, for a request with this `known_key` whose body
+        has arrived, to a route with a `change`. `on_end` is told what `answer` would raise, or what
+        the returned function makes the answer of, later than this returns.
+
+        Raises:
+            Exception: what `answer` would. `on_end` will not be called.
+        """
+        passed = request.passed
+        if passed is not None and passed.key is key:
             request.answer_headers = self._limiter.take(key.id)
-            authorise(key, route.scope)
-            passed = Passed(key, _org(route, key, request.headers))
-            request.remember(passed)
-        return await route.handler(
-            Call(
-                request,
-                names,
-                self._services,
-                self._authenticator,
-                self._running,
-                passed.key,
-                passed.org_id,
-            )
+        else:
+            passed = self._admitted(route, request, key)
+        call = self._call(request, _NO_NAMES, passed)
+        assert route.change is not None
+        return idempotency.submit(call, route.change(call), on_end)
+
+    def _admitted(self, route: Route, request: Incoming, key: ApiKey) -> Passed:
+        request.answer_headers = self._limiter.take(key.id)
+        authorise(key, route.scope)
+        passed = Passed(key, _org(route, key, request.headers))
+        request.remember(passed)
+        return passed
+
+    def _call(self, request: Incoming, names: Mapping[str, str], passed: Passed) -> Call:
+        return Call(
+            request,
+            names,
+            self._services,
+            self._authenticator,
+            self._running,
+            passed.key,
+            passed.org_id,
         )
 
 

@@ -11,14 +11,15 @@ whatever it and the operation raise, and with IdempotencyConflict and InvalidReq
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
+import outcome
 
 from primeflowd.api.answer import Answer
-from primeflowd.api.call import AnswerScope, Call
+from primeflowd.api.call import AnswerScope, Call, Change
 from primeflowd.errors import IdempotencyConflict, InvalidRequest
 from primeflowd.instants import DAY, Micros
 from primeflowd.keyring import Keyring, bound_to_answer
@@ -69,6 +70,42 @@ async def perform(
         body = call.services.keyring.open(answer.body, bound_to_answer(*scope))
         return msgspec.structs.replace(answer, body=body)
     return answer
+
+
+def submit(
+    call: Call, change: Change, on_end: Callable[[outcome.Maybe[Any]], None]
+) -> Callable[[Any], Answer]:
+    """As `perform`, for whoever has no task that waits and a call whose body has arrived: `on_end`
+    is called later, with what that would raise, or with what the returned function makes the answer
+    of.
+
+    Raises:
+        InvalidRequest, IdempotencyConflict: as there. Nobody will be told.
+        Overloaded, StorageUnavailable: likewise; see Intake.submit.
+    """
+    key = _key(call)
+    if key is None:
+        call.services.intake.submit(change.operation, on_end)
+        return change.render
+    scope = (call.org_id, call.method, call.path, key)
+    digest = hashlib.sha256(call.body_now()).hexdigest()
+    transaction = partial(_once, change.operation, change.render, scope, digest, None)
+    with ExitStack() as unless_submitted:
+        unless_submitted.enter_context(_alone(call, scope))
+
+        def ended(result: outcome.Maybe[tuple[Answer, bool]]) -> None:
+            # Not before, whether anybody waits for it or not.
+            running.close()
+            on_end(result)
+
+        call.services.intake.submit(transaction, ended)
+        running = unless_submitted.pop_all()
+    return _without_seal
+
+
+def _without_seal(done: tuple[Answer, bool]) -> Answer:
+    """What `_once` gives where no answer holds a secret."""
+    return done[0]
 
 
 async def act(

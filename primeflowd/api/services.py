@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
+import outcome
 
 from primeflowd.clock import Clock
 from primeflowd.config import Config
@@ -48,9 +49,12 @@ class NodeStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Performer(Protocol):
-    """What the API needs of intake: see intake.Intake.perform."""
+    """What the API needs of intake: see intake.Intake."""
 
     async def perform(self, operation: Callable[[Unit], T]) -> T: ...
+    def submit(
+        self, operation: Callable[[Unit], T], on_end: Callable[[outcome.Maybe[T]], None]
+    ) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)

@@ -85,6 +85,22 @@ class MemoryStorage:
         held: T = await trio.lowlevel.wait_task_rescheduled(abandon)
         return held
 
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        """See hookspecs.Storage."""
+
+        def commit() -> None:
+            on_end(outcome.capture(self._commit, function, on_commit))
+
+        if self._held is None:
+            trio.lowlevel.current_trio_token().run_sync_soon(commit)
+        else:
+            self._held.append(commit)
+
     async def read(self, function: Callable[[Tx], T]) -> T:
         await trio.lowlevel.checkpoint()
         if self.fail_with is not None:

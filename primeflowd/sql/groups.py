@@ -17,7 +17,6 @@ from typing import Any, Final, TypeAlias
 
 import outcome
 import structlog
-import trio
 from sqlalchemy import Engine
 
 from primeflowd.errors import StorageUnavailable, UniqueViolation
@@ -51,19 +50,19 @@ _log = structlog.get_logger(__name__)
 
 
 class Operation:
-    """A function on its way through the writer. `task` is None once nobody waits for it."""
+    """A function on its way through the writer. `on_end` is None once nobody waits for it."""
 
-    __slots__ = ("function", "on_commit", "result", "task")
+    __slots__ = ("function", "on_commit", "on_end", "result")
 
     def __init__(
         self,
         function: Callable[[Tx], Any],
         on_commit: Callable[[Any], None] | None,
-        task: trio.lowlevel.Task,
+        on_end: Callable[[Result], object],
     ) -> None:
         self.function = function
         self.on_commit = on_commit
-        self.task: trio.lowlevel.Task | None = task
+        self.on_end: Callable[[Result], object] | None = on_end
         self.result: Result | None = None
 
 

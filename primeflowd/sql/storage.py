@@ -55,6 +55,7 @@ class SqlStorage:
         self._others = others
         # As they are: each request asks both.
         self.write = writer.write
+        self.submit = writer.submit
         self.statistics = writer.statistics
 
     async def read(self, function: Callable[[Tx], T]) -> T:

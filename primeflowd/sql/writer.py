@@ -1,6 +1,6 @@
 """Group commit: one thread that owns the writing connection.
 
-Trio tasks queue operations; the thread runs all that is queued in one transaction, and commits
+Operations are queued in Trio; the thread runs all that is queued in one transaction, and commits
 once. An idle one is woken when Trio has been through all tasks that could run, by a task that the
 first operation rescheduled: so what arrived together is committed together, and not the first by
 itself while the others are still being read. It commits a single operation at once. A busy one lets
@@ -9,7 +9,7 @@ then: no timer runs before a commit, there is a pause after a group.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
-task wakes. The transaction is open only while the group's functions run.
+task wakes, and before any `on_end`. The transaction is open only while the group's functions run.
 
 Blocks on: the disk, and other processes' locks up to the driver's busy timeout; never a Trio task.
 
@@ -21,6 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import outcome
@@ -30,7 +31,7 @@ from sqlalchemy import Engine
 
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import StorageStatistics, Tx
-from primeflowd.sql.groups import Groups, Operation
+from primeflowd.sql.groups import Groups, Operation, Result
 from primeflowd.sql.spacing import Spacing
 from primeflowd.sql.statements import Statements
 
@@ -81,18 +82,37 @@ class Writer:
         """See hookspecs.Storage. A caller that is cancelled before the function is queued
         withdraws it, and later lets it run to the end."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._closing:
-            raise StorageUnavailable("the storage is closed")
-        operation = Operation(function, on_commit, trio.lowlevel.current_task())
-        self._queue.append(operation)
-        self._announce()
+        wake = partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
+        operation = self._put(function, on_commit, wake)
 
         def abandon(_: object) -> trio.lowlevel.Abort:
-            operation.task = None
+            operation.on_end = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         result: T = await trio.lowlevel.wait_task_rescheduled(abandon)
         return result
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        """See hookspecs.Storage."""
+        self._put(function, on_commit, on_end)
+
+    def _put(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None] | None,
+        on_end: Callable[[Result], object],
+    ) -> Operation:
+        if self._closing:
+            raise StorageUnavailable("the storage is closed")
+        operation = Operation(function, on_commit, on_end)
+        self._queue.append(operation)
+        self._announce()
+        return operation
 
     def statistics(self) -> StorageStatistics:
         return StorageStatistics(
@@ -158,8 +178,11 @@ class Writer:
                     _log.exception("a callback raised after its commit")
         for operation in group:
             assert operation.result is not None
-            if operation.task is not None:
-                trio.lowlevel.reschedule(operation.task, operation.result)
+            if operation.on_end is not None:
+                try:
+                    operation.on_end(operation.result)
+                except Exception:  # noqa: BLE001 -- as above
+                    _log.exception("a callback raised at the end of an operation")
 
     # In the thread
 
