@@ -64,7 +64,11 @@ class Witness:
             self.answered_at = trio.current_time()
             on_end(result)
 
-        self._storage.submit(function, on_commit, ended)
+        try:
+            self._storage.submit(function, on_commit, ended)
+        except StorageUnavailable:
+            self.answered_at = trio.current_time()
+            raise
 
     async def read(self, function: Callable[[Tx], T]) -> T:
         try:

@@ -136,7 +136,7 @@ class Storage(Protocol):
 
         `on_end` is called there once, later than this returns, with what `write` would return or
         raise; what shares a commit is told after every `on_commit` of it. It must not raise. The
-        function cannot be withdrawn.
+        function cannot be withdrawn. Several happen in the order in which they were submitted.
 
         Raises:
             StorageUnavailable: it was not taken, and nobody will be told.

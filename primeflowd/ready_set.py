@@ -10,6 +10,12 @@ The set is edge-triggered: it tells of what comes, once. So whoever waits must h
 was (got less than he asked for, say), or nothing since the last wait. What comes while nobody waits
 is remembered.
 
+While something is held (`hold`), what comes is left in the kernel. That is for requests that wait
+for a commit: those that come meanwhile share the next one, however early they are read, and to read
+each by itself takes the processor from the commit. At 4,500 single POSTs a second on one core, p50
+from the client to the receiver was 2.58 ms with a pause of 1 ms between commits instead, and 2.30
+with this; 1.93 and 1.69 in another run.
+
 Blocks in `run` and `wait_readable` only. Cancelled, a wait leaves nothing behind.
 """
 
@@ -26,6 +32,10 @@ from primeflowd.instants import Micros
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _AT_ONCE: Final = 32
 """Sockets seen to between two turns of other tasks."""
+
+MOST_HELD: Final = 0.005
+"""Seconds for which what comes is left alone, at most: others than those who wait for the commit
+wait for an answer, and a slow disk takes long. A commit takes a tenth of that."""
 
 
 Reader: TypeAlias = Callable[[], Callable[[], None] | None]
@@ -82,6 +92,10 @@ class ReadySet:
         self.told_at: Micros = 0
         self._epoll = select.epoll()
         self._sockets = 0
+        self._held = 0
+        self._releases = 0
+        # While `run` leaves alone what comes: whoever releases sets it.
+        self._released: trio.Event | None = None
         self._closing = False
         self._waiting: dict[int, Reader] = {}
         self._news: set[int] = set()
@@ -135,29 +149,67 @@ class ReadySet:
             return True
         return descriptor in self._ended
 
+    def hold(self) -> None:
+        """Leave alone what comes, for a while: until as many as hold have released. Where many do,
+        there is so much to be seen to at once that it makes no difference, and it is not left."""
+        self._held += 1
+
+    def release(self) -> None:
+        """See to what has come, here and now, unless somebody else holds."""
+        self._held -= 1
+        self._releases += 1
+        if not self._held and self._released is not None:
+            is_more = self._look() == _AT_ONCE
+            # Else it is held again by what was seen to: no task need hear of it.
+            if is_more or not self._held:
+                self._released.set()
+
     async def run(self) -> None:
         """See to the sockets, until cancelled or closed."""
-        poll, waiting = self._epoll.poll, self._waiting
-        while True:
+        while not self._epoll.closed:
             try:
                 await trio.lowlevel.wait_readable(self._epoll)
             except trio.ClosedResourceError:
                 return
-            told = poll(0, _AT_ONCE)
-            self.told_at = self._clock.now()
-            follows = []
-            for descriptor, events in told:
-                reader = waiting.pop(descriptor, None)
-                if events & _END:
-                    # For good: an end that came together with data is told together with it, and
-                    # whoever has read the data must be told of the end when he waits for more.
-                    self._ended.add(descriptor)
-                if reader is None:
-                    self._news.add(descriptor)
-                elif (follow := reader()) is not None:
-                    follows.append(follow)
-            for follow in follows:
-                follow()
+            self._look()
+            while 0 < self._held < _AT_ONCE:
+                releases = self._releases
+                await self._leave_alone()
+                if self._releases == releases:
+                    # What it is held for takes long. Until more comes there is nothing to look at.
+                    break
+
+    async def _leave_alone(self) -> None:
+        """Until nothing is held, or for long enough; then see to what has come."""
+        self._released = trio.Event()
+        try:
+            with trio.move_on_after(MOST_HELD):
+                await self._released.wait()
+        finally:
+            self._released = None
+        while self._look() == _AT_ONCE:
+            await trio.lowlevel.checkpoint()
+
+    def _look(self) -> int:
+        """See to sockets of which there is something to be told; how many."""
+        if self._epoll.closed:
+            return 0
+        told = self._epoll.poll(0, _AT_ONCE)
+        self.told_at = self._clock.now()
+        follows = []
+        for descriptor, events in told:
+            reader = self._waiting.pop(descriptor, None)
+            if events & _END:
+                # For good: an end that came together with data is told together with it, and
+                # whoever has read the data must be told of the end when he waits for more.
+                self._ended.add(descriptor)
+            if reader is None:
+                self._news.add(descriptor)
+            elif (follow := reader()) is not None:
+                follows.append(follow)
+        for follow in follows:
+            follow()
+        return len(told)
 
     def close(self) -> None:
         """Close the set, once its last socket is removed."""

@@ -174,12 +174,15 @@ class Senders:
             try:
                 async with trio.open_nursery() as self._waiting.nursery:
                     self._running = True
-                    await self._hand_out()
+                    try:
+                        await self._hand_out()
+                    finally:
+                        # Cancelled, the nursery takes no more tasks from some moment on.
+                        self._running = False
                     while self._direct:
                         await self._one_ended()
                 await self._records.all_stored()
             finally:
-                self._running = False
                 for attempt in self._direct:
                     self._transport.abandon(attempt)
                     self._interrupted(attempt, SHUT_DOWN)
@@ -234,15 +237,20 @@ class Senders:
         """Send: without a task over a kept connection, else in one."""
         covers, begin, ended = self._lease.covers, self._transport.begin, self._ended
         time_of_day = self._clock.now
-        for attempt in ready:
-            self._direct.add(attempt)
-            # The lease is looked at last.
-            if not (
-                covers(attempt.held.delivery.claimed_by)
-                and begin(attempt, ended, now, time_of_day())
-            ):
-                self._direct.remove(attempt)
-                self._waiting.send(attempt)
+        try:
+            for attempt in ready:
+                self._direct.add(attempt)
+                # The lease is looked at last.
+                if not (
+                    covers(attempt.held.delivery.claimed_by)
+                    and begin(attempt, ended, now, time_of_day())
+                ):
+                    self._direct.remove(attempt)
+                    self._waiting.send(attempt)
+        except Exception:
+            # A bug: this one has not begun, and what has not cannot be abandoned by `run`.
+            self._direct.discard(attempt)
+            raise
 
     async def _one_ended(self) -> None:
         self._end = trio.Event()

@@ -36,18 +36,20 @@ class HandClock:
 
 
 class Record:
-    """A schedule that only remembers what it was told, and has room while `room` says so."""
+    """A schedule that only remembers what it was told, and has room while `room` says so; it is cut
+    off from storage where `cut_off` does."""
 
     node_id = NODE
 
     def __init__(self) -> None:
         self.room = True
+        self.cut_off = False
         self.admitted: list[tuple[Delivery, bytes | None]] = []
         self.dropped: list[str] = []
         self.hastened: list[Delivery] = []
 
     def in_touch(self) -> bool:
-        return True
+        return not self.cut_off
 
     def node_for(self, destination: str) -> str | None:
         return NODE if self.room else None

@@ -440,6 +440,105 @@ async def test_a_hundred_waiting_takers_are_woken_for_a_hundred_deliveries() -> 
     assert len(taken) == 100
 
 
+class Turns:
+    """Counts how often whoever waits for a turn was woken."""
+
+    def __init__(self, destinations: Destinations) -> None:
+        self.destinations = destinations
+        self.had = 0
+
+    async def run(self) -> None:
+        while not self.destinations.closed:
+            if self.destinations.take_now() is None:
+                await self.destinations.turn()
+                self.had += 1
+
+
+@pytest.mark.parametrize("how", ["put", "done", "reopened", "governed"])
+async def test_nobody_is_woken_while_several_are_gathered(how: str) -> None:
+    """For whatever it is that there is something to take now; and `announce` makes up for it."""
+    destinations = make(window_initial=1, window_max=1, suspend_after=1)
+    fill(destinations, A, 1)
+    one = destinations.take_now()
+    assert one is not None
+    if how != "put":
+        fill(destinations, A, 1)
+    if how == "reopened":
+        destinations.done(one, True, NOW)
+    elif how == "governed":
+        destinations.govern({A: Rules(disabled="x", shut=True)})
+        destinations.done(one, None, NOW)
+    turns = Turns(destinations)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        await wait_all_tasks_blocked()
+        destinations.gather()
+        if how == "put":
+            fill(destinations, B, 1)
+        elif how == "done":
+            destinations.done(one, None, NOW)
+        elif how == "reopened":
+            assert destinations.reopen(NOW + SECOND) == [A]
+        else:
+            destinations.govern({})
+        await wait_all_tasks_blocked()
+        assert (turns.had, len(destinations)) == (0, 1)
+        destinations.announce()
+        assert not destinations.gathering
+        await wait_all_tasks_blocked()
+        assert (turns.had, len(destinations)) == (1, 0)
+        destinations.close()
+
+
+async def test_announce_wakes_only_for_what_is_left() -> None:
+    destinations = make(window_initial=2, window_max=2)
+    turns = Turns(destinations)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        await wait_all_tasks_blocked()
+        destinations.gather()
+        fill(destinations, A, 3)
+        fill(destinations, B, 1)
+        taken = [destinations.take_now() for _ in range(4)]
+        # The third of A would be one too many for its window.
+        assert [one is None for one in taken] == [False] * 3 + [True]
+        destinations.announce()
+        await wait_all_tasks_blocked()
+        assert (turns.had, len(destinations)) == (0, 1)
+        # Nothing was put in at all.
+        destinations.gather()
+        destinations.announce()
+        await wait_all_tasks_blocked()
+        assert turns.had == 0
+        # And from now on all is as it was before.
+        assert taken[0] is not None
+        destinations.done(taken[0], False, NOW)
+        await wait_all_tasks_blocked()
+        assert (turns.had, len(destinations)) == (1, 0)
+        destinations.close()
+
+
+async def test_closed_while_several_are_gathered() -> None:
+    """Whoever waits is told at once, and is given nothing, not even by `announce`."""
+    destinations = make()
+    ended: list[Held | None] = []
+
+    async def taker() -> None:
+        ended.append(await destinations.take())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taker)
+        await wait_all_tasks_blocked()
+        destinations.gather()
+        fill(destinations, A, 1)
+        destinations.close()
+        await wait_all_tasks_blocked()
+        assert ended == [None]
+        destinations.announce()
+    assert destinations.take_now() is None
+    assert len(destinations) == 1
+
+
 # One step of the model: what is done, and a number that chooses what it is done to.
 STEP = st.tuples(
     st.sampled_from(["put", "put", "ok", "ok", "fail", "none", "remove", "cancel", "time", "more"]),

@@ -6,15 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import outcome
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from primeflowd.builtin.memory import MemoryStorage
+from primeflowd.builtin.memory import MemoryStorage, open_memory
 from primeflowd.clock import TrioClock
 from primeflowd.errors import StorageUnavailable
-from primeflowd.heartbeat import STATUS_EVERY, Heartbeat
+from primeflowd.heartbeat import STATUS_EVERY, Heartbeat, Witness
+from primeflowd.hookspecs import Storage
 from primeflowd.service_manager import ServiceManager
+from primeflowd.sql.storage import open_sql_storage
+from tests.sql.database import make_database, make_engine
 
 LIMIT = 30.0
 
@@ -169,3 +173,48 @@ async def test_status_tells_the_rate_since_the_last_one(
         one.attempts = 60
         messages = await one.watch(seconds=math.ceil(2 * STATUS_EVERY) + 1)
         assert messages == ["STATUS=ready, 20.0 attempts/s", "STATUS=ready, 0.0 attempts/s"]
+
+
+async def test_a_witness_is_told_of_what_was_submitted(autojump_clock: MockClock) -> None:
+    """When it ends, in whichever way; not when it is submitted."""
+    async with open_memory() as storage:
+        witness: Storage = Witness(storage)
+        assert isinstance(witness, Witness)
+        began = witness.answered_at
+        committed: list[str] = []
+        ended: list[outcome.Maybe[str]] = []
+        answered: list[float] = []
+
+        def on_end(result: outcome.Maybe[str]) -> None:
+            ended.append(result)
+            answered.append(witness.answered_at)
+
+        for fails in (False, True):
+            storage.hold()
+            await trio.sleep(5)
+            witness.submit(lambda tx: "done", committed.append, on_end)
+            await trio.sleep(5)
+            assert witness.answered_at == began
+            storage.fail_with = StorageUnavailable("disk full") if fails else None
+            storage.resume()
+            assert witness.answered_at == began + 10
+            began += 10
+        assert committed == ["done"]
+        value, error = ended
+        assert value == outcome.Value("done")
+        assert isinstance(error, outcome.Error)
+        # He knows of it before whoever asked.
+        assert answered == [began - 10, began]
+
+
+async def test_a_storage_that_takes_nothing_has_answered(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """As one that fails has."""
+    path = tmp_path / "storage.db"
+    async with open_sql_storage(make_database(path), make_engine(path)) as storage:
+        witness = Witness(storage)
+    mock_clock.jump(10)
+    with pytest.raises(StorageUnavailable, match="closed"):
+        witness.submit(lambda tx: None, lambda _: None, lambda _: None)
+    assert witness.answered_at == trio.current_time() == 10

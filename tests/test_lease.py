@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
+import outcome
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -42,6 +43,16 @@ class Way:
         self.tries += 1
         await self._pass()
         return await self._storage.write(function, on_commit)
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        if self.cut:
+            raise StorageUnavailable("the way is cut")
+        self._storage.submit(function, on_commit, on_end)
 
     async def read(self, function: Callable[[Tx], T]) -> T:
         await self._pass()

@@ -1,15 +1,15 @@
 """ready_set.py: whoever waits for a socket is told once, and nobody else."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from primeflowd.ready_set import ReadySet
+from primeflowd.ready_set import MOST_HELD, ReadySet
 from tests.network import open_files
 
 
@@ -254,3 +254,184 @@ async def test_closed_with_its_last_socket(pairs: Pairs) -> None:
         ready.remove(ours.fileno())
         # `run` ends by itself.
     assert open_files() == before + 2
+
+
+# Held
+
+
+class Mailbox:
+    """A socket of a set that is waited for again and again, and what was read from it."""
+
+    def __init__(
+        self, ready: ReadySet, pairs: Pairs, then: Callable[[], None] | None = None
+    ) -> None:
+        """`then` is called by whoever has read."""
+        self._ready = ready
+        self._then = then
+        self._ours, self.theirs = pairs.make()
+        self.read: list[bytes] = []
+        ready.add(self._ours.fileno())
+        self._wait()
+
+    def close(self) -> None:
+        self._ready.remove(self._ours.fileno())
+
+    def _wait(self) -> None:
+        self._ready.call_when_readable(self._ours.fileno(), self._receive)
+
+    def _receive(self) -> Callable[[], None] | None:
+        self.read.append(self._ours.recv(10))
+        self._wait()
+        return self._then
+
+
+class Steps(trio.abc.Instrument):
+    """Counts how often the task of a set was run."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.taken += task.name.endswith("ReadySet.run")
+
+
+@pytest.fixture
+async def held(mock_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[ReadySet]:
+    """A set that runs, and is held. It is what came first that holds it; no time passes."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    with ExitStack() as stack:
+        first = Mailbox(ready, Pairs(stack), ready.hold)
+        first.theirs.send(b"x")
+        await wait_all_tasks_blocked()
+        yield ready
+        first.close()
+        ready.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_comes_while_it_is_held_is_seen_to_by_the_release(
+    held: ReadySet, pairs: Pairs
+) -> None:
+    """There and then, by whoever releases; and only by the last who does."""
+    held.hold()
+    mailbox = Mailbox(held, pairs)
+    mailbox.theirs.send(b"one")
+    await wait_all_tasks_blocked()
+    held.release()
+    assert mailbox.read == []
+    held.release()
+    assert mailbox.read == [b"one"]
+    # And then as ever.
+    await wait_all_tasks_blocked()
+    mailbox.theirs.send(b"two")
+    await wait_all_tasks_blocked()
+    assert mailbox.read == [b"one", b"two"]
+    mailbox.close()
+
+
+async def test_it_is_not_held_for_long(mock_clock: MockClock, held: ReadySet, pairs: Pairs) -> None:
+    """A commit that hangs must not keep others waiting; not the first time, nor the next."""
+    mailbox = Mailbox(held, pairs)
+    for count in (1, 3, 5):
+        mailbox.theirs.send(b"x")
+        await wait_all_tasks_blocked()
+        mock_clock.jump(MOST_HELD * 0.9)
+        await wait_all_tasks_blocked()
+        assert len(mailbox.read) == count - 1
+        mock_clock.jump(MOST_HELD * 0.2)
+        await wait_all_tasks_blocked()
+        assert len(mailbox.read) == count
+        # After that what comes is seen to, and only what follows it shortly is left alone.
+        mailbox.theirs.send(b"x")
+        await wait_all_tasks_blocked()
+        assert len(mailbox.read) == count + 1
+    held.release()
+    mailbox.close()
+
+
+async def test_a_set_that_is_held_for_ever_looks_at_nothing_in_vain(
+    mock_clock: MockClock, held: ReadySet
+) -> None:
+    """Storage that hangs must not cost a busy loop, however slow."""
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    for _ in range(100):
+        mock_clock.jump(MOST_HELD * 1.1)
+        await wait_all_tasks_blocked()
+    assert steps.taken == 1
+    trio.lowlevel.remove_instrument(steps)
+    held.release()
+
+
+async def test_a_release_after_which_it_is_held_again_wakes_no_task(
+    held: ReadySet, pairs: Pairs
+) -> None:
+    """One commit after the other: each release sees to what came during its own."""
+    mailbox = Mailbox(held, pairs, held.hold)
+    await wait_all_tasks_blocked()
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    for count in range(1, 6):
+        mailbox.theirs.send(b"x")
+        await wait_all_tasks_blocked()
+        held.release()
+        assert mailbox.read == [b"x"] * count
+    assert steps.taken == 0
+    trio.lowlevel.remove_instrument(steps)
+    held.release()
+    mailbox.close()
+
+
+async def test_where_many_hold_nothing_is_left_alone(
+    mock_clock: MockClock, nursery: trio.Nursery, pairs: Pairs
+) -> None:
+    """Each look finds enough to do by then."""
+    ready = ReadySet()
+    nursery.start_soon(ready.run)
+    mailbox = Mailbox(ready, pairs)
+    for _ in range(100):
+        ready.hold()
+    for count in (1, 2):
+        mailbox.theirs.send(b"x")
+        await wait_all_tasks_blocked()
+        assert mailbox.read == [b"x"] * count
+    mailbox.close()
+    ready.close()
+
+
+async def test_all_that_came_is_seen_to_after_a_release(
+    mock_clock: MockClock, held: ReadySet, pairs: Pairs
+) -> None:
+    """More than are seen to in one go, and though the first of them hold it again."""
+    mailboxes = [Mailbox(held, pairs, held.hold) for _ in range(100)]
+    for mailbox in mailboxes:
+        mailbox.theirs.send(b"x")
+    await wait_all_tasks_blocked()
+    held.release()
+    assert 0 < sum(len(mailbox.read) for mailbox in mailboxes) < 100
+    await wait_all_tasks_blocked()
+    assert [mailbox.read for mailbox in mailboxes] == [[b"x"]] * 100
+    for mailbox in mailboxes:
+        held.release()
+        mailbox.close()
+
+
+async def test_a_set_that_is_closed_while_held(nursery: trio.Nursery, pairs: Pairs) -> None:
+    """Whoever releases then finds nothing, and its task ends."""
+    ready = ReadySet()
+    done = trio.Event()
+
+    async def run() -> None:
+        await ready.run()
+        done.set()
+
+    nursery.start_soon(run)
+    mailbox = Mailbox(ready, pairs, ready.hold)
+    mailbox.theirs.send(b"x")
+    await wait_all_tasks_blocked()
+    mailbox.close()
+    ready.close()
+    ready.release()
+    with trio.fail_after(5):
+        await done.wait()

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -53,6 +54,16 @@ class Watched:
         if self.failing:
             raise StorageUnavailable("the disk is gone")
         return await self._storage.write(function, on_commit)
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        if self.failing:
+            raise StorageUnavailable("the disk is gone")
+        self._storage.submit(function, on_commit, on_end)
 
     async def wait_for_others(self) -> None:
         await self._storage.wait_for_others()

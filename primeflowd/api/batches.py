@@ -137,7 +137,6 @@ def _bulk_creation(call: Call) -> Change:
     read = _read_together(raw) or _read_one_by_one(raw)
     news = [new for new in read if not isinstance(new, Refused)]
     operation = partial(create_batches, org_id=call.org_id, news=news)
-    operation = partial(create_batches, org_id=call.org_id, news=news)
     return Change(operation, partial(_bulk_answer, read))
 
 

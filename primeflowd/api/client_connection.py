@@ -6,10 +6,10 @@ waiting. A request by which batches come in, and of which nothing is still to co
 is read, begun and answered by whoever tells of what came and of what was committed, while the task
 sleeps. That is nearly all of them in a busy daemon, and a quarter of what a request costs.
 
-Deadlines are a number that the
-front door has looked at once in a while (`watch`), and so is a client that hangs up while its
-request is being answered: that cancels whoever waits for the answer, not what is committed by then
-(intake.py). One that half-closes and waits gets its answer if that takes no longer than a second.
+Deadlines are a number that the front door has looked at once in a while (`watch`), and so is a
+client that hangs up while its request is being answered: that cancels whoever waits for the answer,
+not what is committed by then (intake.py). One that half-closes and waits gets its answer if that
+takes no longer than a second.
 
 Blocks on the client and on what answers. Nothing that a client does raises out of `run`.
 """
@@ -48,6 +48,10 @@ CROWDED: Final = 1.0
 SKIPPED: Final = 65_536
 """Longest rest of an unwanted body that is read and thrown away to keep a connection."""
 
+SHORT: Final = 16_384
+"""Longest body, in bytes, of a request during whose commit others are left alone (ReadySet.hold).
+To read what follows a longer one may take as long as its commit, and had better be begun."""
+
 
 @dataclass(slots=True)
 class House:
@@ -81,6 +85,7 @@ class ClientConnection:
         "_closing",
         "_data",
         "_deadline",
+        "_holds",
         "_house",
         "_hung_up",
         "_invited",
@@ -117,6 +122,8 @@ class ClientConnection:
         self._asleep: trio.lowlevel.Task | None = None
         # What was read, and nobody has looked at.
         self._data = b""
+        # Others are left alone until its request is committed.
+        self._holds = False
         # What is left to be sent of the answer to the present request, given while the task slept.
         self._unsent: memoryview | None = None
 
@@ -301,7 +308,11 @@ class ClientConnection:
         except Exception as error:  # noqa: BLE001 -- Malformed, or a bug
             self._wake(error)
             return
-        if self._reader.head is None and not self._over and self._socket.drained:
+        if self._reader.head is not None or self._over:
+            # It has been read: until the task runs, nobody is to take the client for an idle one.
+            self._expect_nothing()
+            self._wake()
+        elif self._socket.drained:
             self._socket.call_when_readable(self._read)
         else:
             self._wake()
@@ -316,15 +327,25 @@ class ClientConnection:
         if route is None or (key := ingest.known_key(self._house.gate, head)) is None:
             return False
         self._expect_nothing()
-        request = ingest.IngestRequest(route, head, reader.take(), self.body_part)
+        body = reader.take()
+        self._holds = len(body) <= SHORT
+        if self._holds:
+            self._socket.hold()
+        request = ingest.IngestRequest(route, head, body, self.body_part)
         ingest.begin(self._house.gate, route, request, key, self._give)
         return True
 
     def _give(self, answer: Answer, chosen: str) -> None:
         """Send the answer to the present request, and go on to the next, if that takes no task."""
-        if self._asleep is None:
-            # Nobody is there any more who wants it.
-            return
+        # Answering it may begin the next one.
+        holds = self._holds
+        # If it is None, nobody is there any more who wants it.
+        if self._asleep is not None:
+            self._answer_in_place(answer, chosen)
+        if holds:
+            self._socket.release()
+
+    def _answer_in_place(self, answer: Answer, chosen: str) -> None:
         try:
             data = http_answer.encode(answer, chosen, close=self.closes())
             sent = self._send(data)
@@ -336,11 +357,15 @@ class ClientConnection:
         except Exception as error:  # noqa: BLE001 -- Malformed, or a bug
             self._wake(error)
             return
-        if self._reader.head is None and self._socket.drained:
-            self._expect_request()
+        if self._reader.head is not None:
+            # Whoever sends many takes turns with the others.
+            self._hung_up = False
+            self._wake()
+            return
+        self._expect_request()
+        if self._socket.drained:
             self._socket.call_when_readable(self._read)
         else:
-            # Whoever sends many takes turns with the others.
             self._wake()
 
     # For the task.
@@ -359,11 +384,13 @@ class ClientConnection:
         """Answer what is no request. Nothing that follows it can be understood."""
         self._closing = True
         self._waiting = False
-        log.debug("malformed_request", status=status)
+        chosen = request_id.choose(None)
+        # The context has that of the last request that the task saw to.
+        log.debug("malformed_request", status=status, request_id=chosen)
         await self.send(
             http_answer.encode(
                 errors.for_status(status),
-                request_id.choose(None),
+                chosen,
                 close=True,
                 bodiless=self._reader.answers_head,
             )

@@ -57,6 +57,16 @@ class ClientSocket:
         assert self._ready_set is not None
         self._ready_set.call_when_readable(self._fd, reader)
 
+    def hold(self) -> None:
+        """See ReadySet."""
+        assert self._ready_set is not None
+        self._ready_set.hold()
+
+    def release(self) -> None:
+        """See ReadySet."""
+        assert self._ready_set is not None
+        self._ready_set.release()
+
     def read(self, wanted: int) -> bytes | None:
         """What has come, `wanted` bytes at most: None if nothing has yet, b"" at the end."""
         try:

@@ -3,9 +3,8 @@
 Operations are queued in Trio; the thread runs all that is queued in one transaction, and commits
 once. An idle one is woken when Trio has been through all tasks that could run, by a task that the
 first operation rescheduled: so what arrived together is committed together, and not the first by
-itself while the others are still being read. It commits a single operation at once. A busy one lets
-a little time pass from one group to the next, see spacing.py, and commits together what came until
-then: no timer runs before a commit, there is a pause after a group.
+itself while the others are still being read. It commits a single operation at once; no timer runs
+before a commit. A busy one commits together what was queued meanwhile.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
@@ -32,7 +31,6 @@ from sqlalchemy import Engine
 from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import StorageStatistics, Tx
 from primeflowd.sql.groups import Groups, Operation, Result
-from primeflowd.sql.spacing import Spacing
 from primeflowd.sql.statements import Statements
 
 T = TypeVar("T")
@@ -54,11 +52,9 @@ class Writer:
         engine: Engine,
         statements: Statements,
         tell_others: Callable[[], None] | None = None,
-        spacing: Spacing | None = None,
     ) -> None:
         """`tell_others`: see Groups."""
         self.engine: Final = engine
-        self._spacing = spacing or Spacing()
         self._groups = Groups(engine, statements, tell_others)
         self._queue: deque[Operation] = deque()
         # Taken by the thread, given back by Trio: a lock costs a tenth of what an Event does.
@@ -129,7 +125,6 @@ class Writer:
         """Commit what is queued and end the thread. Shielded; takes at most CLOSE_WITHIN seconds,
         plus what one commit takes."""
         self._closing = True
-        self._spacing.end()
         self._tell()
         self._rouse_soon()
         with trio.CancelScope(shield=True):
@@ -194,17 +189,15 @@ class Writer:
             if not self._queue:
                 # News of what rode along with the last group.
                 continue
-            self._spacing.wait()
             full = True
             while full and self._queue:
                 size = min(len(self._queue), MAX_GROUP)
                 group = [self._queue.popleft() for _ in range(size)]
-                self._spacing.took(size)
                 self._groups.run(group)
                 # Once the run has finished, nobody is left who waits.
                 with suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._answer, group)
-                # What came since was told of; it has the pause first.
+                # What came since was told of.
                 full = size == MAX_GROUP
         self._groups.close()
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+import outcome
 import pytest
 import trio.testing
 from werkzeug.datastructures import Headers
 
 from primeflowd.access_keys import new_key
 from primeflowd.api.auth import Authenticator
+from primeflowd.api.errors import Rejected
 from primeflowd.hookspecs import Storage, StorageStatistics, Tx
 from tests.api.harness import Api, problem
 from tests.node import ACME, GLOBEX
@@ -33,6 +35,14 @@ class CountingStorage:
         self, function: Callable[[Tx], T], on_commit: Callable[[T], None] | None = None
     ) -> T:
         return await self._inner.write(function, on_commit)
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        self._inner.submit(function, on_commit, on_end)
 
     async def wait_for_others(self) -> None:
         await self._inner.wait_for_others()
@@ -166,6 +176,48 @@ async def test_a_key_is_trusted_for_as_long_as_it_is_remembered(
     assert not authenticator.trusts(key)
     assert await authenticator.authenticate(headers) is key
     assert authenticator.trusts(key)
+
+
+async def test_whose_key_is_known_without_asking(
+    api: Api, autojump_clock: trio.testing.MockClock
+) -> None:
+    """2.1: storage is not asked, and it is known for no longer than it is trusted."""
+    storage = CountingStorage(api.node.storage)
+    authenticator = Authenticator(storage)
+    headers = Headers({"X-Reevit-Key": api.key})
+    spelt_otherwise = Headers({"Authorization": f"bearer {api.key}"})
+    assert authenticator.known(headers) is None
+    key = await authenticator.authenticate(headers)
+    assert authenticator.known(headers) is authenticator.known(spelt_otherwise) is key
+    assert authenticator.known(Headers({"X-Reevit-Key": api.key + "x"})) is None
+    await trio.sleep(0.99)
+    assert authenticator.known(headers) is key
+    await trio.sleep(0.01)
+    assert authenticator.known(headers) is None
+    await authenticator.authenticate(headers)
+    authenticator.forget(key.id)
+    assert authenticator.known(headers) is None
+    assert storage.reads == 2
+
+
+@pytest.mark.parametrize(
+    ("offered", "code"),
+    [
+        ([], "missing_api_key"),
+        ([("Authorization", "Basic eA==")], "conflicting_api_keys"),
+    ],
+)
+async def test_no_key_and_two_keys_are_nobodys(
+    api: Api, offered: list[tuple[str, str]], code: str
+) -> None:
+    """2.1: also where one of the two is known."""
+    authenticator = Authenticator(api.node.storage)
+    known = Headers({"X-Reevit-Key": api.key})
+    await authenticator.authenticate(known)
+    headers = Headers([*known, *offered] if offered else [])
+    with pytest.raises(Rejected) as refused:
+        authenticator.known(headers)
+    assert (refused.value.status, refused.value.code) == (401, code)
 
 
 async def test_a_key_revoked_elsewhere_stops_within_a_second(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import outcome
 import pytest
 import structlog.testing
 
@@ -23,6 +24,11 @@ class FailingIntake:
         self._error = error
 
     async def perform(self, operation: Callable[[Unit], T]) -> T:
+        raise self._error
+
+    def submit(
+        self, operation: Callable[[Unit], T], on_end: Callable[[outcome.Maybe[T]], None]
+    ) -> None:
         raise self._error
 
 

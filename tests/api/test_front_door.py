@@ -48,13 +48,6 @@ BRIDGED = b"/v1/batches?bridged"
 PERIOD = 1.0
 
 
-@pytest.fixture
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    """A clock that jumps when nothing has moved for longer than loopback takes."""
-    autojump_clock.autojump_threshold = 0.02
-    return autojump_clock
-
-
 @asynccontextmanager
 async def open_door(api: Api, **options: Any) -> AsyncIterator[tuple[Address, trio.Event]]:
     async with serving(front_door.serve, api, within=100_000, **options) as served:

@@ -1,17 +1,26 @@
 """Changes made once (contract 2.6)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
+import outcome
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from primeflowd.builtin.memory import MemoryStorage
+from primeflowd.config import Config, StorageSettings
+from primeflowd.errors import StorageUnavailable
 from primeflowd.instants import DAY
 from primeflowd.unit import Unit
 from tests.api.harness import Api, problem
+from tests.api.steps import Steps
+from tests.api.test_front_door import IN_PLACE, answer_from, connected, open_door, post
+from tests.api.wire import Reply, replies
 from tests.node import ACME, GLOBEX, HandClock, open_node
 
 T = TypeVar("T")
@@ -153,6 +162,12 @@ class SlowIntake:
         await self.go.wait()
         return await self._inner.perform(operation)
 
+    def submit(
+        self, operation: Callable[[Unit], T], on_end: Callable[[outcome.Maybe[T]], None]
+    ) -> None:
+        # For whoever waits in a task.
+        self._inner.submit(operation, on_end)
+
 
 async def test_a_repeat_while_the_first_still_runs(api: Api) -> None:
     """2.6: 409 `idempotency_in_progress`; and afterwards the answer."""
@@ -275,3 +290,126 @@ async def test_answers_survive_a_restart(tmp_path: Path) -> None:
             assert len((await api.get(BATCHES)).json()["items"]) == 1
     assert bodies[0] == bodies[1]
     assert json.loads(bodies[0])["org_id"] == ACME
+
+
+# Requests that the front door begins and answers without a task
+
+
+class Client:
+    """A connection whose key is known, so that none of what it asks wakes a task."""
+
+    def __init__(self, api: Api, stream: trio.SocketStream, steps: Steps) -> None:
+        self._api = api
+        self._stream = stream
+        self._steps = steps
+        self.storage = cast("MemoryStorage", api.node.storage)
+
+    async def send(self, body: bytes, key: bytes = b"once", path: bytes = IN_PLACE) -> None:
+        fields = (b"Content-Length: %d" % len(body), b"Idempotency-Key: " + key)
+        self._steps.since()
+        await self._stream.send_all(post(self._api, *fields, body=body, target=path))
+
+    async def answer(self) -> tuple[Reply, str | None]:
+        """And its code, if it is a refusal."""
+        [reply] = replies(await answer_from(self._stream))
+        assert self._steps.since() == 0
+        return reply, json.loads(reply.body).get("code")
+
+    async def ask(self, *request: bytes) -> tuple[Reply, str | None]:
+        await self.send(*request)
+        return await self.answer()
+
+
+@pytest.fixture
+async def clients(api: Api, clock: MockClock, steps: Steps) -> AsyncIterator[tuple[Client, Client]]:
+    """Two, of one org."""
+    async with open_door(api) as (address, _), AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(connected(address)) for _ in range(2)]
+        for stream in streams:
+            await stream.send_all(post(api))
+            await answer_from(stream)
+        await wait_all_tasks_blocked(0.001)
+        yield Client(api, streams[0], steps), Client(api, streams[1], steps)
+
+
+async def test_a_repeat_without_a_task(api: Api, clients: tuple[Client, Client]) -> None:
+    """2.6: the same bytes, whoever repeats it; its head is known by then, and no other answer."""
+    first, _ = await clients[0].ask(b"{}")
+    for client in (*clients, clients[0]):
+        again, _ = await client.ask(b"{}")
+        assert (again.status, again.body) == (first.status, first.body) == (201, first.body)
+        assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    other, _ = await clients[0].ask(b"{}", b"other")
+    bulk, _ = await clients[0].ask(b'{"batches":[{}]}', b"once", b"/v1/batches/bulk")
+    assert (other.status, bulk.status) == (201, 200)
+    assert other.body != first.body
+    assert "idempotency-replayed" not in bulk.headers
+    by_task = await api.post(BATCHES, content=b"{}", headers=ONCE)
+    assert by_task.content == first.body
+
+
+async def test_another_body_without_a_task(clients: tuple[Client, Client]) -> None:
+    """2.6: of the same length, so that the very same head was answered before."""
+    first, _ = await clients[0].ask(b"{} ")
+    refused, code = await clients[0].ask(b" {}")
+    assert (refused.status, code) == (409, "idempotency_key_reused")
+    assert (await clients[0].ask(b"{} "))[0].body == first.body
+
+
+async def test_a_repeat_of_what_runs_without_a_task(
+    api: Api, clients: tuple[Client, Client]
+) -> None:
+    """2.6: refused at once, by whichever way it comes, until the commit; then answered with it."""
+    storage = clients[0].storage
+    storage.hold()
+    await clients[0].send(b"{}")
+    await wait_all_tasks_blocked(0.001)
+    refused, code = await clients[1].ask(b"{}")
+    assert (refused.status, code) == (409, "idempotency_in_progress")
+    by_task = await api.post(BATCHES, content=b"{}", headers=ONCE)
+    assert problem(by_task)[2] == "idempotency_in_progress"
+    # Its being refused does not free the key of the one that runs.
+    assert (await clients[1].ask(b"{}"))[1] == "idempotency_in_progress"
+    storage.resume()
+    first, _ = await clients[0].answer()
+    again, _ = await clients[1].ask(b"{}")
+    assert (first.status, again.body) == (201, first.body)
+
+
+async def test_what_a_task_runs_is_not_run_without_one(
+    api: Api, clients: tuple[Client, Client]
+) -> None:
+    """2.6: the other way round."""
+    storage = clients[0].storage
+    storage.hold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: api.post(BATCHES, content=b"{}", headers=ONCE))
+        await wait_all_tasks_blocked(0.001)
+        assert (await clients[0].ask(b"{}"))[1] == "idempotency_in_progress"
+        storage.resume()
+    assert (await clients[0].ask(b"{}"))[0].headers["idempotency-replayed"] == "true"
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_a_failure_without_a_task_frees_the_key(
+    api: Api, clients: tuple[Client, Client], accepted: bool
+) -> None:
+    """2.6: one that is told when the commit fails, and one that is raised before it is tried."""
+    storage = clients[0].storage
+    if accepted:
+        storage.fail_with = StorageUnavailable("disk")
+    else:
+        storage.hold()
+        api.node.intake.reconfigure(
+            msgspec.structs.replace(Config(), storage=StorageSettings(max_backlog=0))
+        )
+    refused, code = await clients[0].ask(b"{}")
+    expected = "storage_unavailable" if accepted else "overloaded"
+    assert (refused.status, code) == (503, expected)
+    storage.fail_with = None
+    storage.resume()
+    api.node.intake.reconfigure(Config())
+    mended, _ = await clients[1].ask(b"{}")
+    assert mended.status == 201
+    assert "idempotency-replayed" not in mended.headers

@@ -1,7 +1,7 @@
 """A plugin for `--stages`: notes when the daemon has understood a callback, and when it is durable.
 
 `stamped+sqlite:///PATH` is the storage that `sqlite:///PATH` is, but for two looks at the clock:
-when it is handed an operation, and when it says that the operation is committed. Both are written
+when it is handed a batch, and when it says that the batch is committed. Both are written
 into the file that `[plugins.stamping] file` names, which has a place for every number (that in the
 callback's URL) and is laid out as the stamps of ledger.py are. It is mapped into memory: a callback
 costs 2 µs more. Writes of any other kind are passed on.
@@ -16,12 +16,13 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import outcome
 from msgspec.structs import replace
 
 from primeflowd.config import Config
 from primeflowd.hookspecs import Storage, Tx, hookimpl
+from primeflowd.model import Batch
 from primeflowd.plugins import Plugins
-from primeflowd.unit import Unit
 
 T = TypeVar("T")
 
@@ -75,6 +76,17 @@ class Stamped:
     ) -> T:
         if on_commit is None:
             return await self._storage.write(function)
+        return await self._storage.write(function, self._noting(on_commit))
+
+    def submit(
+        self,
+        function: Callable[[Tx], T],
+        on_commit: Callable[[T], None],
+        on_end: Callable[[outcome.Maybe[T]], None],
+    ) -> None:
+        self._storage.submit(function, self._noting(on_commit), on_end)
+
+    def _noting(self, on_commit: Callable[[T], None]) -> Callable[[T], None]:
         taken_in = time.monotonic_ns()
 
         def committed(result: T) -> None:
@@ -83,14 +95,13 @@ class Stamped:
             on_commit(result)
             self._note(result, taken_in, durable)
 
-        return await self._storage.write(function, committed)
+        return committed
 
     def _note(self, result: object, taken_in: int, durable: int) -> None:
-        """Of what intake.py writes, which is told of its Unit; no other write makes callbacks."""
-        if isinstance(result, tuple) and isinstance(unit := result[-1], Unit):
-            for delivery, _ in unit.made:
-                number = int(delivery.callback_url[-_DIGITS:])
-                _STAMP.pack_into(self._stamps, number * _STAMP.size, taken_in, durable)
+        """Of a batch that ended when it was handed in, as the producer's do."""
+        if isinstance(result, Batch) and result.callback_url is not None:
+            number = int(result.callback_url[-_DIGITS:])
+            _STAMP.pack_into(self._stamps, number * _STAMP.size, taken_in, durable)
 
 
 @contextlib.asynccontextmanager

@@ -94,6 +94,45 @@ async def test_held_commit_that_fails_is_raised_in_its_caller() -> None:
             storage.resume()
 
 
+async def test_what_is_submitted_is_held_and_fails_as_writes_do() -> None:
+    """In order with them, and as storage is when it is resumed."""
+    async with open_memory() as storage:
+        events: list[str] = []
+
+        def submit(name: str) -> None:
+            storage.submit(
+                lambda tx: tx.put_note(name, "1"),
+                lambda _: events.append(f"commit {name}"),
+                lambda result: events.append(f"end {name} {type(result).__name__}"),
+            )
+
+        storage.hold()
+        async with trio.open_nursery() as nursery:
+            submit("a")
+            nursery.start_soon(
+                storage.write, lambda tx: tx.put_note("b", "1"), lambda _: events.append("commit b")
+            )
+            await wait_all_tasks_blocked()
+            submit("c")
+            await wait_all_tasks_blocked()
+            assert events == []
+            assert storage.statistics().backlog == 3
+            storage.resume()
+        expected = ["commit a", "end a Value", "commit b", "commit c", "end c Value"]
+        assert events == expected
+        storage.hold()
+        submit("d")
+        storage.fail_with = StorageUnavailable("gone")
+        storage.resume()
+        assert events == [*expected, "end d Error"]
+        submit("e")
+        await wait_all_tasks_blocked()
+        assert events == [*expected, "end d Error", "end e Error"]
+        storage.fail_with = None
+        for name, stored in {"a": "1", "b": "1", "c": "1", "d": None, "e": None}.items():
+            assert await storage.read(lambda tx, n=name: tx.note(n)) == stored  # type: ignore[misc]
+
+
 async def test_works_under_a_clock_that_jumps(autojump_clock: trio.testing.MockClock) -> None:
     async with open_memory() as storage:
         await trio.sleep(3600)

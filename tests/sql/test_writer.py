@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from operator import methodcaller
 from pathlib import Path
 
+import outcome
 import pytest
 import structlog
 import trio
@@ -402,7 +403,138 @@ async def test_closing_commits_what_is_queued(engine: Engine) -> None:
     assert not writer._thread.is_alive()
 
 
+# Without a task that waits
+
+
+def ignore(_: object) -> None:
+    """For those who need not be told."""
+
+
+async def test_submitted_and_written_share_a_commit(writer: Writer) -> None:
+    """Every `on_commit` comes before anybody is told the result, in whichever way."""
+    events: list[str] = []
+
+    async def write(name: str) -> None:
+        await writer.write(lambda tx: name, lambda told: events.append(f"commit {told}"))
+        events.append("woke")
+
+    def submit(name: str) -> None:
+        writer.submit(
+            lambda tx: name,
+            lambda told: events.append(f"commit {told}"),
+            lambda result: events.append(f"end {name} {result.unwrap()}"),
+        )
+
+    async with one_group(writer) as nursery:
+        submit("a")
+        nursery.start_soon(write, "b")
+        await wait_all_tasks_blocked()
+        submit("c")
+        assert writer.statistics().backlog == 3
+    assert events == ["commit a", "commit b", "commit c", "end a a", "end c c", "woke"]
+    assert writer.statistics().commits == 2
+
+
+async def test_what_is_submitted_together_shares_a_commit(writer: Writer) -> None:
+    """An idle thread is not woken by the first of them."""
+    told: list[int] = []
+    done = trio.Event()
+    for number in range(5):
+        # A thread that was woken would have all the time that it needs.
+        time.sleep(0.01)  # noqa: ASYNC251 -- it is the loop that shall be held up
+        writer.submit(lambda tx, i=number: i, told.append, lambda _: done.set())  # type: ignore[misc]
+    await done.wait()
+    assert told == [*range(5)]
+    assert writer.statistics().commits == 1
+
+
+async def test_raising_on_end_strands_nobody(writer: Writer) -> None:
+    ended: list[outcome.Maybe[None]] = []
+    woke: list[str] = []
+
+    def broken(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def write() -> None:
+        await writer.write(lambda tx: tx.put_note("c", "1"))
+        woke.append("c")
+
+    with structlog.testing.capture_logs() as logs:
+        async with one_group(writer) as nursery:
+            writer.submit(lambda tx: tx.put_note("a", "1"), ignore, broken)
+            writer.submit(lambda tx: tx.put_note("b", "1"), ignore, ended.append)
+            nursery.start_soon(write)
+    assert ended == [outcome.Value(None)]
+    assert woke == ["c"]
+    assert [(log["log_level"], log["event"]) for log in logs] == [
+        ("error", "a callback raised at the end of an operation")
+    ]
+    assert notes(writer) == {"a": "1", "b": "1", "c": "1"}
+    # Nor is the thread, or whoever comes next.
+    await writer.write(lambda tx: tx.put_note("d", "1"))
+
+
+async def test_a_writer_that_is_cancelled_takes_nobody_with_it(writer: Writer) -> None:
+    """Who is cancelled in a group is not told; those who submitted are."""
+    ended: list[outcome.Maybe[None]] = []
+    async with one_group(writer):
+        writer.submit(lambda tx: tx.put_note("a", "1"), ignore, ended.append)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_when_blocked, scope)
+                await writer.write(lambda tx: tx.put_note("b", "1"))
+        assert scope.cancelled_caught
+        writer.submit(lambda tx: tx.put_note("c", "1"), ignore, ended.append)
+    await writer.write(lambda tx: None)  # which comes after them
+    assert ended == [outcome.Value(None)] * 2
+    assert notes(writer) == {"a": "1", "b": "1", "c": "1"}
+
+
+async def test_closing_tells_of_what_was_submitted(engine: Engine) -> None:
+    """Before it is done: nobody can be told once the run is over."""
+    writer = Writer(engine, Statements(engine.dialect))
+    committed: list[None] = []
+    ended: list[outcome.Maybe[None]] = []
+    for _ in range(3):
+        writer.submit(lambda tx: tx.put_note("a", "1"), committed.append, ended.append)
+    await writer.aclose()
+    assert committed == [None] * 3
+    assert ended == [outcome.Value(None)] * 3
+    assert notes(writer) == {"a": "1"}
+    with pytest.raises(StorageUnavailable, match="closed"):
+        writer.submit(lambda tx: tx.put_note("b", "1"), committed.append, ended.append)
+    assert writer.statistics().backlog == 0
+
+
 # A failing environment
+
+
+async def test_failing_commit_is_told_to_who_submitted(writer: Writer) -> None:
+    """With a failure of its own each: whoever raises it does so with a traceback of his own."""
+    committed: list[None] = []
+    ended: list[outcome.Maybe[None]] = []
+
+    def breaks(tx: Tx) -> None:
+        Breakable.on_commit = sqlite3.OperationalError("disk I/O error")
+
+    async with one_group(writer) as nursery:
+        for name in "ab":
+            writer.submit(
+                lambda tx, n=name: tx.put_note(n, "1"),  # type: ignore[misc]
+                committed.append,
+                ended.append,
+            )
+        writer.submit(breaks, committed.append, ended.append)
+        nursery.start_soon(refuse, writer, lambda tx: None, StorageUnavailable)
+    Breakable.on_commit = None
+    await writer.write(lambda tx: tx.put_note("c", "1"))
+    found = [result.error for result in ended if isinstance(result, outcome.Error)]
+    assert [(type(error), str(error)) for error in found] == [
+        (StorageUnavailable, "disk I/O error")
+    ] * 3
+    assert len({id(error) for error in found}) == 3
+    assert committed == []
+    assert notes(writer) == {"c": "1"}
 
 
 async def test_failing_commit_fails_its_group_and_no_other(writer: Writer) -> None:

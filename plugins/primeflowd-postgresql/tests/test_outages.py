@@ -4,8 +4,10 @@ was answered is lost, and all goes on by itself."""
 import itertools
 import threading
 from collections.abc import Awaitable, Callable
+from operator import methodcaller
 from time import monotonic
 
+import outcome
 import psycopg
 import pytest
 import trio
@@ -18,6 +20,7 @@ from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.sql.failures import Collision
 from primeflowd.testing.conformance.base import store
+from primeflowd.testing.conformance.callers import Listener
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
 from primeflowd_postgresql.settings import Settings
 from primeflowd_postgresql.storage import open_postgresql
@@ -61,6 +64,29 @@ async def test_out_of_reach_and_back(proxied: str, proxy: Proxy, how: str) -> No
         await recovers(storage)
         assert await storage.read(lambda tx: tx.note("before")) == "1"
         assert await storage.read(lambda tx: tx.note("a")) is None
+
+
+@pytest.mark.parametrize("how", ["cut", "blackhole"])
+async def test_submitted_out_of_reach_is_told_in_time(proxied: str, proxy: Proxy, how: str) -> None:
+    """Whoever has no task that waits, too; and nothing of it is stored."""
+    async with open_postgresql(proxied, "node-1", QUICK) as storage:
+        await storage.write(lambda tx: tx.put_note("before", "1"))
+        getattr(proxy, how)()
+        committed: list[None] = []
+        listener = Listener()
+        began = monotonic()
+        for name in "ab":
+            storage.submit(methodcaller("put_note", name, "1"), committed.append, listener)
+        results = await listener.heard(2)
+        assert monotonic() - began < BOUND
+        assert [
+            isinstance(result, outcome.Error) and isinstance(result.error, StorageUnavailable)
+            for result in results
+        ] == [True, True]
+        assert committed == []
+        proxy.restore()
+        await recovers(storage)
+        assert await storage.read(lambda tx: (tx.note("a"), tx.note("b"))) == (None, None)
 
 
 async def test_group_fails_together_when_the_network_swallows(proxied: str, proxy: Proxy) -> None:
