@@ -57,6 +57,12 @@ include-operation-id = "register_batches"
 [operations.checks.negative_data_rejection]
 # Each batch is judged by itself, in an answer that is a 200: the hooks check those judgements.
 expected-statuses = ["200", "400", "401", "403", "404", "409", "415"]
+
+[[operations]]
+include-path = "/v1/callback-secrets/{{secret_id}}"
+# DELETE disables a secret: it can be looked at, and enabled again.
+[operations.checks.use_after_free]
+enabled = false
 """
 
 
