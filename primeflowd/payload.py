@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from primeflowd.instants import MILLISECOND, Micros, to_datetime
-from primeflowd.model import BatchStatus, Item
+from primeflowd.model import Batch, BatchStatus, Item
 
 MAX_DEPTH: Final = 100
 """Arrays and objects within each other; a document of one scalar has depth 0."""
@@ -130,6 +130,49 @@ def _frame(
         b',"duration_ms":%d,"created_at":"%b","completed_at":"%b","metadata":'
         % (duration // MILLISECOND, _spelt(created_at), _spelt(completed_at)),
     )
+
+
+# Before the output, but for the batch's id and twice its status; and what comes after it.
+_UP_TO_OUTPUT: Final = len(b'{"event":"batch.","batch_id":"","status":"","output":')
+_AFTER_OUTPUT: Final = b',"duration_ms":'
+
+
+class _Frozen(msgspec.Struct, gc=False):
+    """What of a payload a batch has for itself, too."""
+
+    output: msgspec.Raw
+    metadata: msgspec.Raw
+
+
+_frozen: Final = msgspec.json.Decoder(_Frozen)
+
+
+def repeats(batch: Batch) -> bool:
+    """Whether `carried` finds the batch's output and metadata in its payload again, if it has one.
+
+    So it is with what `freeze` made. Costs a fraction of a microsecond: it is on the way of every
+    callback.
+    """
+    frozen, output = batch.payload, batch.output
+    if frozen is None or output == _NULL:
+        return False
+    output = output or _NULL
+    at = _UP_TO_OUTPUT + len(batch.id) + 2 * len(batch.status)
+    return (
+        frozen.startswith(output, at)
+        and frozen.startswith(_AFTER_OUTPUT, at + len(output))
+        and frozen.endswith(b'"metadata":%b}' % (batch.metadata or _NULL))
+    )
+
+
+def carried(frozen: bytes) -> tuple[bytes | None, bytes | None]:
+    """The output and the metadata in a payload; None for null, and where there is none."""
+    try:
+        parts = _frozen.decode(frozen)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None, None
+    output, metadata = bytes(parts.output), bytes(parts.metadata)
+    return None if output == _NULL else output, None if metadata == _NULL else metadata
 
 
 def _spelt(instant: Micros) -> bytes:

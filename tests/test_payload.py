@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from primeflowd import payload
 from primeflowd.instants import SECOND, Micros, from_datetime
-from primeflowd.model import Item
+from primeflowd.model import Batch, Item
 from primeflowd.payload import InvalidJson, check_document, freeze, items_output
+from primeflowd.testing.factories import make_batch
 
 CREATED = from_datetime(datetime(2026, 5, 6, 10, tzinfo=UTC))
 
@@ -491,3 +493,61 @@ def test_the_output_of_items_is_canonical(reports: list[tuple[str | None, bytes]
     output = items_output(reported, len(reported), 0, 0, len(reported))
     assert canonical(output) == output
     assert [entry[1][1] for entry in parse(output)[0][1]] == [ref for ref, _ in reports]
+
+
+def ended(output: bytes | None, metadata: bytes | None) -> Batch:
+    batch = make_batch(output=output, metadata=metadata)
+    return replace(
+        batch,
+        payload=payload.freeze(
+            batch_id=batch.id,
+            status="succeeded",
+            output=output,
+            metadata=metadata,
+            created_at=batch.created_at,
+            completed_at=batch.created_at,
+        ),
+    )
+
+
+@given(documents | st.none(), documents | st.none())
+def test_what_a_payload_repeats_is_carried_by_it(sent: bytes | None, besides: bytes | None) -> None:
+    """4.5: whoever leaves out what is repeated has it back to the byte."""
+    output = None if sent is None else canonical(sent)
+    metadata = None if besides is None or canonical(besides) == b"null" else canonical(besides)
+    batch = ended(output, metadata)
+    assert batch.payload is not None
+    # An explicit null would come back as none.
+    assert payload.repeats(batch) == (output != b"null")
+    if output != b"null":
+        assert payload.carried(batch.payload) == (output, metadata)
+
+
+@given(documents, documents, documents)
+def test_a_payload_repeats_nothing_but_its_own(sent: bytes, other: bytes, besides: bytes) -> None:
+    one, two, metadata = canonical(sent), canonical(other), canonical(besides)
+    assume(one != two)
+    assert not payload.repeats(replace(ended(one, metadata), output=two))
+    assert not payload.repeats(replace(ended(metadata, one), metadata=two))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "changes"),
+    [
+        (b"", {}),
+        (b"\xff\xfe", {}),
+        (b'{"event":"batch.succeeded"}', {}),
+        (None, {}),
+        (b"own", {"status": "failed"}),
+        (b"own", {"id": "another"}),
+    ],
+)
+def test_a_payload_of_another_kind_repeats_nothing(
+    frozen: bytes | None, changes: dict[str, Any]
+) -> None:
+    batch = replace(ended(b"1", b"2"), **changes)
+    if frozen != b"own":
+        batch = replace(batch, payload=frozen)
+    assert not payload.repeats(batch)
+    if frozen is not None and frozen != b"own":
+        assert payload.carried(frozen) == (None, None)

@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 from sqlalchemy import Boolean, Column, Table
 
-from primeflowd import model
+from primeflowd import model, payload
 from primeflowd.sql import tables
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -71,7 +71,40 @@ class Rows(Generic[S]):
         return self._struct(**fields)
 
 
-BATCHES: Final = Rows(model.Batch, tables.batches)
+class BatchRows(Rows[model.Batch]):
+    """Of an ended batch the payload alone is stored, and what it has in it is not stored beside it:
+    that would be the larger part of all that is written for most callbacks, twice."""
+
+    def __init__(self) -> None:
+        super().__init__(model.Batch, tables.batches)
+        self._metadata, self._output = map(self.names.index, ("metadata", "output"))
+
+    def rows(self, values: Iterable[model.Batch]) -> list[Sequence[Any]]:
+        """As it is with all."""
+        found: list[Sequence[Any]] = []
+        for batch in values:
+            row: Sequence[Any] = astuple(batch)
+            if payload.repeats(batch):
+                row = list(row)
+                row[self._metadata] = row[self._output] = None
+            found.append(row)
+        return found
+
+    def value(self, row: Any) -> model.Batch:
+        """As it is with all."""
+        batch = super().value(row)
+        # A batch that had its metadata before it ended still has it in its row.
+        if batch.payload is None or not (batch.output is None or batch.metadata is None):
+            return batch
+        output, metadata = payload.carried(batch.payload)
+        return replace(
+            batch,
+            output=output if batch.output is None else batch.output,
+            metadata=metadata if batch.metadata is None else batch.metadata,
+        )
+
+
+BATCHES: Final = BatchRows()
 ITEMS: Final = Rows(model.Item, tables.items)
 DELIVERIES: Final = Rows(model.Delivery, tables.deliveries, strings="delays")
 ATTEMPTS: Final = Rows(model.Attempt, tables.attempts)

@@ -58,6 +58,7 @@ batches: Final = Table(
     Column("started_at", BigInteger),
     Column("completed_at", BigInteger),
     Column("updated_at", BigInteger, nullable=False),
+    # NULL, too, where the payload has them in it: see rows.BatchRows.
     Column("metadata", LargeBinary),
     Column("output", LargeBinary),
     Column("payload", LargeBinary),

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Sequence
 
+from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Select, Table, select, tuple_
 
 from primeflowd.hookspecs import BatchFilter, DeliveryFilter, Page
 from primeflowd.model import Batch, Item
+from primeflowd.payload import repeats
 from primeflowd.sql import rows
 from primeflowd.sql.session import Session, chunks
 from primeflowd.sql.statements import batch_update, hidden, upsert
@@ -43,6 +45,9 @@ class BatchStatements(Session):
     def update_batch(self, batch: Batch) -> None:
         if batch.id in self._batches:
             self.flush()
+        if repeats(batch):
+            # As when it is inserted, see rows.BatchRows.
+            batch = replace(batch, output=None)
         self._write_hot(self._hot.update_batch, batch_update(batch))
 
     def batches(self, org_id: str, where: BatchFilter, page: Page) -> list[Batch]:

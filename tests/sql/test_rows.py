@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
+from primeflowd.payload import freeze
 from primeflowd.sql import rows, tables
 from primeflowd.sql.given_rows import Given
 from primeflowd.sql.statements import CHANGING_BATCH, CHANGING_DELIVERY, Statements
@@ -38,6 +39,24 @@ def test_there_and_back(of: rows.Rows[Any], value: Any) -> None:
 @pytest.mark.parametrize(("of", "value"), PAIRS, ids=lambda p: getattr(p, "names", ("",))[0])
 def test_columns_are_the_fields(of: rows.Rows[Any], value: msgspec.Struct) -> None:
     assert set(of.names) == set(type(value).__struct_fields__)
+
+
+def test_a_batch_is_not_stored_beside_the_payload_that_repeats_it() -> None:
+    payload = freeze(
+        batch_id="b",
+        status="succeeded",
+        output=b"[1]",
+        metadata=b"{}",
+        created_at=factories.NOW,
+        completed_at=factories.NOW,
+    )
+    batch = factories.make_batch(id="b", output=b"[1]", metadata=b"{}", payload=payload)
+    stored = rows.BATCHES.mapping(batch)
+    assert stored["output"] is None
+    assert stored["metadata"] is None
+    assert rows.BATCHES.value(rows.BATCHES.row(batch)) == batch
+    before = rows.BATCHES.mapping(msgspec.structs.replace(batch, payload=None))
+    assert (before["output"], before["metadata"]) == (b"[1]", b"{}")
 
 
 def test_every_table_of_values_has_its_struct() -> None:

@@ -7,11 +7,29 @@ from msgspec.structs import replace
 
 from primeflowd.errors import UniqueViolation
 from primeflowd.hookspecs import BatchFilter, Page, Tx
-from primeflowd.model import Batch, Delivery, Item, new_id
+from primeflowd.model import TERMINAL_BATCH, Batch, Delivery, Item, new_id
+from primeflowd.payload import freeze
 from primeflowd.testing.conformance.base import Conformance, store
 from primeflowd.testing.factories import NOW, ORG, make_batch, make_delivery, make_item
 
 EVERY_BYTE = bytes(range(256)) + '{"é":1.0,"n":123456789012345678901234567890}'.encode()
+
+
+def _frozen(batch: Batch) -> Batch:
+    """Ended, with the payload that says so."""
+    assert batch.status in TERMINAL_BATCH
+    assert batch.completed_at is not None
+    return replace(
+        batch,
+        payload=freeze(
+            batch_id=batch.id,
+            status=batch.status,
+            output=batch.output,
+            metadata=batch.metadata,
+            created_at=batch.created_at,
+            completed_at=batch.completed_at,
+        ),
+    )
 
 
 class BatchPromises(Conformance):
@@ -37,6 +55,42 @@ class BatchPromises(Conformance):
             await store(storage, *batches)
             for batch in batches:
                 assert await storage.read(methodcaller("batch", ORG, batch.id)) == batch
+
+    async def test_batch_with_its_payload_comes_back_as_it_was(self) -> None:
+        """4.5: a storage may keep once what a batch and its payload have in common."""
+        values: list[dict[str, bytes | None]] = [
+            {"metadata": b'{"metadata":{}}', "output": b'{"output":[1.0,"}"]}'},
+            {"metadata": b'"duration_ms"', "output": b"null"},
+            {"metadata": None, "output": b"0"},
+            {"metadata": b"[1]", "output": None},
+            {"metadata": None, "output": None},
+        ]
+        async with self.open() as storage:
+            ended = [_frozen(make_batch(**each)) for each in values]
+            # In a row that was there before it ended.
+            later = [_frozen(make_batch(**each)) for each in values]
+            # As freeze() would not have made it.
+            odd = [
+                replace(_frozen(make_batch(output=b"1")), output=b"2"),
+                replace(_frozen(make_batch(metadata=b"11")), metadata=b"1"),
+                replace(_frozen(make_batch(output=b"1")), status="failed"),
+            ]
+            running = [replace(each, status="running", payload=None, output=b"0") for each in later]
+            await store(storage, *ended, *odd, *running)
+
+            def end(tx: Tx) -> None:
+                for batch in later:
+                    tx.update_batch(batch)
+
+            await storage.write(end)
+            for batch in (*ended, *later, *odd):
+                assert await storage.read(methodcaller("batch", ORG, batch.id)) == batch
+            found = await storage.read(methodcaller("batches", ORG, BatchFilter(), Page(50)))
+            everything = (*ended, *later, *odd)
+            assert {batch.id: batch for batch in found} == {each.id: each for each in everything}
+            deliveries = [make_delivery(batch_id=batch.id) for batch in ended]
+            payloads = await storage.read(lambda tx: tx.payloads(deliveries))
+            assert list(payloads.values()) == [batch.payload for batch in ended]
 
     async def test_batch_of_another_org_is_missing(self) -> None:
         """2.4"""
