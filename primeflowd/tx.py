@@ -153,16 +153,19 @@ class Tx(Protocol):
         ...
 
     def renew_lease(self, node_id: str, ttl: Micros) -> Renewal | None:
-        """Let a lease last for `ttl` from now on; None: it has been ended, as it had expired."""
+        """Let a lease last for `ttl` from now on; None: as it had expired, it has been ended, or
+        another node is just doing so."""
         ...
 
     def end_lease(self, node_id: str) -> int:
-        """Give up a lease, if it is there, with the node's claims and orders; how many claims."""
+        """Give up a lease, if it is there, with the node's claims and orders; how many claims. What
+        another transaction keeps locked is not waited for, but left to release_lost()."""
         ...
 
     def release_lost(self) -> int:
         """End the leases that have expired, and free every claim of a node that has none; how
-        many claims. Of several nodes that do it at once, one finds them."""
+        many claims. Of several nodes that do it at once, one finds them. What another transaction
+        keeps locked is not waited for, but left for a later call."""
         ...
 
     def nodes(self) -> list[str]:
