@@ -11,6 +11,10 @@ from primeflowd.testing.cluster import Cluster, Node
 SETTINGS = """
 [plugins]
 enable = ["postgresql"]
+
+# As short as may be: the leases are, too.
+[plugins.postgresql]
+timeout = "2s"
 """
 RETRIES = """
 [delivery.default_policy]

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
+import structlog
+
 from primeflowd.config import Config
 from primeflowd.hookspecs import SchemaState, Storage, hookimpl
 from primeflowd_postgresql.connections import SCHEMES
 from primeflowd_postgresql.settings import Settings, read
 from primeflowd_postgresql.storage import migrate, open_postgresql
+
+log = structlog.get_logger()
 
 
 class Postgresql:
@@ -38,6 +42,15 @@ class Postgresql:
     ) -> AbstractAsyncContextManager[Storage] | None:
         if not config.storage_url.startswith(SCHEMES):
             return None
+        timeout, lease = self._settings.timeout, config.storage.lease_ttl
+        # No reason not to start: others only wait longer for what a node leaves that stands still.
+        if node_id is not None and self._settings.outlasts(lease):
+            log.warning(
+                "postgresql_timeout_too_long",
+                timeout=timeout.text,
+                lease_ttl=lease.text,
+                hint="let plugins.postgresql.timeout be at most two thirds of storage.lease_ttl",
+            )
         return open_postgresql(config.storage_url, node_id, self._settings)
 
     @hookimpl

@@ -26,6 +26,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     pool_size: Annotated[int, Meta(ge=1, le=100)] = 4
     timeout: Duration = Duration("10s")
 
+    def outlasts(self, lease: Duration) -> bool:
+        """Whether what a node has locked may stay so when its lease is over.
+
+        The database frees it after `timeout`. A lease that is renewed at a third of its time has
+        at least the rest of it left.
+        """
+        return 3 * self.timeout.micros > 2 * lease.micros
+
 
 def read(table: Mapping[str, Any]) -> Settings:
     """The settings in `table`.
