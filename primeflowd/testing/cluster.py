@@ -6,15 +6,20 @@
 Every callback says who sent it: the label of the node's run is the prefix of its
 `Primeflow-Signature`, as in `2.1=<hex>`, first run of node 2; `audit.sent` reads it. Two nodes are
 told apart by nothing else that a receiver sees.
+
+In the end it prints what the nodes have warned of, which pytest shows with a test that fails.
 """
 
 import base64
 import secrets
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -125,6 +130,8 @@ class Cluster:
 
     def __exit__(self, *exc_info: object) -> None:
         self._kill()
+        for line in story({f"node {node.number}": node.log for node in self.nodes}):
+            sys.stdout.write(f"{line}\n")
 
     def client(self, number: int | None = None) -> httpx.Client:
         """A client of this node, or of any that runs; the caller closes it."""
@@ -177,3 +184,29 @@ class Cluster:
         for node in self.nodes:
             if node.runs and hasattr(node, "process"):
                 node.kill()
+
+
+_HEAD = ("timestamp", "level", "event")
+# What tells how leases went, besides warnings.
+_TURNS = ("daemon_ready", "lease_renewed", "claims_recovered", "storage_recovered", "drain_started")
+
+
+def story(logs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
+    """What these logs warn of, and how the leases went, in the order of time. What a log says
+    several times on end is a single line."""
+    told: list[tuple[str, str]] = []
+    for name, log in logs.items():
+        since = ""
+        telling = (
+            line
+            for line in log
+            if line["event"] in _TURNS or line.get("level") not in ("debug", "info")
+        )
+        for (event, _), same in groupby(telling, lambda line: (line["event"], line.get("text"))):
+            first, *more = same
+            # A line that is not the log's own, as of a traceback, comes after one that is.
+            since = first.get("timestamp", since)
+            words = [since, name, event]
+            words += (f"{key}={value}" for key, value in first.items() if key not in _HEAD)
+            told.append((since, " ".join(words) + (f" ({1 + len(more)} times)" if more else "")))
+    return [line for _, line in sorted(told, key=itemgetter(0))]
