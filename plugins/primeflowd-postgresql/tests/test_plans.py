@@ -308,9 +308,11 @@ def test_statistics_of_a_quiet_time(server: Server, database: str, url: str) -> 
     with generic_plans(url) as (tx, plans):
         claimed = tx.claim("node-1", NOW + 10**9, 100, 100, {})
         tx.release("node-1", [delivery.id for delivery in claimed])
+        tx.claim("node-1", NOW + 10**9, 100, 100, {})
+        assert tx.release_lost() == 100
         plans += [explain_hot(tx, name) for name in HOT]
     writes = [plan for plan in plans if plan.startswith("Update")]
-    assert len(writes) == 2 + len(HOT)
+    assert len(writes) == 4 + len(HOT)
     assert [plan for plan in writes if "_pkey" not in plan] == []
 
 
