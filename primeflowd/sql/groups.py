@@ -39,10 +39,16 @@ _TOGETHER_AGAIN: Final[dict[type[BaseException], int]] = {
 _ALONE_AGAIN: Final[dict[type[BaseException], int]] = {
     # Somebody was quicker. On its second run the function's own check sees the row.
     UniqueViolation: 1,
-    Collision: 3,
     Disconnected: 1,
 }
 """How often an operation that runs alone runs again."""
+
+_ALL_ALONE_AGAIN: Final[dict[type[BaseException], int]] = {
+    # Each may have been a long wait for a lock. The rest of the group waits with it, and so does
+    # the next renewal of the lease.
+    Collision: 3,
+}
+"""How often operations of a group that run alone run again, all together."""
 
 Result: TypeAlias = outcome.Value[Any] | outcome.Error
 
@@ -152,8 +158,9 @@ class Groups:
             operation.result = result
 
     def _commit_each(self, group: list[Operation]) -> None:
+        runs_left = dict(_ALL_ALONE_AGAIN)
         for operation in group:
-            runs_left = dict(_ALONE_AGAIN)
+            runs_left |= _ALONE_AGAIN
             while True:
                 result = self._commit_alone(operation)
                 met = type(result.error) if isinstance(result, outcome.Error) else None

@@ -1,22 +1,26 @@
 """A node that stands still in the middle of a transaction, with the locks that it has taken: the
 others go on, and leave for later what is locked (contract 5.6).
 
-It is played by a connection that has not committed. No wait for a lock ends here, since nobody
-gives one up: each would be a Collision, after the operation has run six times.
+It is played by a connection that has not committed. Nobody gives a lock up while it is waited for:
+each wait would end in a Collision.
 """
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from primeflowd.durations import Duration
 from primeflowd.hookspecs import Renewal, Storage, Tx
 from primeflowd.instants import HOUR, Micros
+from primeflowd.sql.failures import Collision
 from primeflowd.testing.conformance.base import store
-from primeflowd.testing.factories import make_delivery
+from primeflowd.testing.factories import ORG, make_batch, make_delivery
 from primeflowd_postgresql.settings import Settings
 from primeflowd_postgresql.storage import open_postgresql
 
@@ -155,3 +159,46 @@ async def test_end_of_a_lease_that_another_is_ending(storage: Storage, stuck: St
     assert await storage.write(lambda tx: tx.end_lease(STUCK)) == 2
     stuck.commit()
     assert await storage.write(lambda tx: tx.release_lost()) == 2
+
+
+async def test_several_stuck_locks_hold_up_the_rest_hardly_longer_than_one(url: str) -> None:
+    """Whoever is stuck keeps the node from renewing its lease: several do not add up."""
+    batches = [make_batch() for _ in range(3)]
+    runs = 0
+
+    def lock(tx: Tx, batch_id: str) -> None:
+        nonlocal runs
+        runs += 1
+        tx.batch(ORG, batch_id)
+
+    async with open_postgresql(url, "node-1", QUICK) as storage:
+        await store(storage, *batches)
+        queued = threading.Event()
+        reached = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        refused = 0
+
+        def hold(tx: Tx) -> None:
+            token.run_sync_soon(reached.set)
+            queued.wait()
+
+        async def fail(batch_id: str) -> None:
+            nonlocal refused
+            with pytest.raises(Collision):
+                await storage.write(partial(lock, batch_id=batch_id))
+            refused += 1
+
+        with psycopg.connect(url) as stuck:
+            stuck.execute("SELECT id FROM batches FOR UPDATE")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(storage.write, hold)
+                await reached.wait()
+                for batch in batches:
+                    nursery.start_soon(fail, batch.id)
+                nursery.start_soon(storage.write, lambda tx: tx.put_note("beside", "1"))
+                await wait_all_tasks_blocked()
+                queued.set()
+        assert refused == 3
+        # Twice together, as far as the first; each once alone, and three times more in all.
+        assert runs == 2 + 3 + 3
+        assert await storage.read(lambda tx: tx.note("beside")) == "1"
