@@ -11,10 +11,6 @@ from primeflowd.testing.cluster import Cluster, Node
 SETTINGS = """
 [plugins]
 enable = ["postgresql"]
-
-# As short as may be: the leases are, too.
-[plugins.postgresql]
-timeout = "2s"
 """
 RETRIES = """
 [delivery.default_policy]
