@@ -21,7 +21,8 @@ import structlog
 import trio
 
 from primeflowd.api.app import App
-from primeflowd.api.client_connection import ClientConnection, House
+from primeflowd.api.client_connection import ClientConnection
+from primeflowd.api.house import House
 from primeflowd.api.listener import GRACE, IDLE, listen, url_of
 from primeflowd.ready_set import ReadySet
 

@@ -9,7 +9,7 @@ around it is left out, which costs several times as much as all the rest of a re
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import outcome
 import structlog
@@ -30,15 +30,20 @@ ROUTES: Final = {
 }
 """By method and request target, spelt exactly so; any other spelling takes the long way."""
 
+BodyPart: TypeAlias = Callable[[], Awaitable[tuple[bytes, bool]]]
+"""Gives what has come of a body since the last time, and whether there is more of it."""
+
 _NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class IngestRequest:
-    """A request to one of these routes; see incoming.Incoming. It is its own body's iterator."""
+    """A request to one of these routes; see incoming.Incoming. It is its own body's iterator.
+
+    One whose body has not `arrived` gives the `rest` of it.
+    """
 
     __slots__ = (
-        "_body_part",
-        "_more",
+        "_rest",
         "answer_headers",
         "arrived",
         "content_length",
@@ -55,7 +60,7 @@ class IngestRequest:
         route: Route,
         head: Head,
         arrived: bytes | None,
-        body_part: Callable[[], Awaitable[tuple[bytes, bool]]],
+        rest: BodyPart | None = None,
     ) -> None:
         self.method = route.method
         self.path = route.path
@@ -64,8 +69,7 @@ class IngestRequest:
         self.content_length = head.content_length
         self.arrived = arrived
         self.answer_headers: errors.Headers = ()
-        self._body_part = body_part
-        self._more = arrived is None
+        self._rest = rest
 
     @property
     def body(self) -> Self:
@@ -79,9 +83,11 @@ class IngestRequest:
         self.headers.passed = passed
 
     async def __anext__(self) -> bytes:
-        if not self._more:
+        if self._rest is None:
             raise StopAsyncIteration
-        part, self._more = await self._body_part()
+        part, more = await self._rest()
+        if not more:
+            self._rest = None
         return part
 
 

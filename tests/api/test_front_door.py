@@ -21,14 +21,9 @@ import trio.testing
 
 from primeflowd.api import front_door, server
 from primeflowd.api.body import TIMEOUT
-from primeflowd.api.client_connection import (
-    CROWDED,
-    LINGERING,
-    SKIPPED,
-    WRITING,
-    ClientConnection,
-    House,
-)
+from primeflowd.api.client_connection import LINGERING, WRITING, ClientConnection
+from primeflowd.api.conversation import CROWDED, SKIPPED, Conversation
+from primeflowd.api.house import House
 from primeflowd.api.http_request import RequestReader
 from primeflowd.api.listener import GRACE
 from primeflowd.config import Api as ApiSettings
@@ -617,7 +612,7 @@ async def test_connections_leave_nothing_behind(api: Api) -> None:
                 await converse(address, b"\x00")
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert open_files() == before
-            kinds = (ClientConnection, RequestReader)
+            kinds = (ClientConnection, Conversation, RequestReader)
             assert not [each for each in gc.get_objects() if isinstance(each, kinds)]
         finally:
             gc.enable()
