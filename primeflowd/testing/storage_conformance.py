@@ -30,12 +30,14 @@ from primeflowd.testing.conformance.nodes import NodePromises
 from primeflowd.testing.conformance.queue import QueuePromises
 from primeflowd.testing.conformance.retention import RetentionPromises
 from primeflowd.testing.conformance.sharing import SharingPromises
+from primeflowd.testing.conformance.submissions import SubmissionPromises
 from primeflowd.testing.conformance.writes import WritePromises
 
 
 class StorageConformance(
     WritePromises,
     CallerPromises,
+    SubmissionPromises,
     BatchPromises,
     DeliveryPromises,
     QueuePromises,

@@ -20,7 +20,7 @@ from primeflowd.errors import StorageUnavailable
 from primeflowd.hookspecs import Storage, Tx
 from primeflowd.sql.failures import Collision
 from primeflowd.testing.conformance.base import store
-from primeflowd.testing.conformance.callers import Listener
+from primeflowd.testing.conformance.submissions import Listener
 from primeflowd.testing.factories import ORG, make_batch, make_delivery
 from primeflowd_postgresql.settings import Settings
 from primeflowd_postgresql.storage import open_postgresql

@@ -12,6 +12,7 @@ _PARTS = (
     "queue",
     "retention",
     "sharing",
+    "submissions",
     "writes",
 )
 
