@@ -24,6 +24,7 @@ from primeflowd.histogram import COMMIT_TIMES, Histogram
 from primeflowd.hookspecs import Tx
 from primeflowd.instants import SECOND
 from primeflowd.sql.failures import Collision, Disconnected
+from primeflowd.sql.gathering import Gathering
 from primeflowd.sql.session import WronglyPresumed
 from primeflowd.sql.statements import Statements
 from primeflowd.sql.tx import SqlTx
@@ -83,6 +84,7 @@ class _Spoilt(Exception):
 class Groups:
     """Attributes:
     healthy, commits, operations, failures, last_failure, commit_times: as in StorageStatistics.
+    gathering: told of each commit.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Groups:
         self.failures = 0
         self.last_failure: str | None = None
         self.commit_times = Histogram(SECOND, COMMIT_TIMES)
+        self.gathering: Final = Gathering()
         self._begun = 0.0
         self._connection = WritingConnection(engine)
         self._statements = statements
@@ -217,6 +220,7 @@ class Groups:
         self.healthy = True
         self.commits += 1
         self.operations += operations
+        self.gathering.committed(operations, tx.rows)
         if tx.left_for_others and self._tell_others is not None:
             self._tell_others()
 

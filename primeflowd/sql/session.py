@@ -53,6 +53,7 @@ class Session:
         failure: why the transaction is not to be trusted any more.
         left_for_others: there is something in it that another node may want to take up soon.
         memo: see hookspecs.Tx.
+        rows: that were kept back and then written.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Session:
         self.failure: BaseException | None = None
         self.left_for_others = False
         self.memo: dict[Any, Any] = {}
+        self.rows = 0
         self._writes = writes
         self._presuming = presuming
         self._connection = connection
@@ -125,6 +127,7 @@ class Session:
             return
         if kept != self._marks:
             self._written = True
+        self.rows += sum(kept)
         self._marks = _NOTHING
         if self._batches:
             self._insert_kept(self._hot.insert_batch, rows.BATCHES, self._batches)

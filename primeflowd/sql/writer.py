@@ -4,7 +4,8 @@ Operations are queued in Trio; the thread runs all that is queued in one transac
 once. An idle one is woken when Trio has been through all tasks that could run, by a task that the
 first operation rescheduled: so what arrived together is committed together, and not the first by
 itself while the others are still being read. It commits a single operation at once; no timer runs
-before a commit. A busy one commits together what was queued meanwhile.
+before a commit. A busy one commits together what was queued meanwhile, and lets more of it gather
+where that is worthwhile: see gathering.py.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
@@ -17,6 +18,7 @@ raised; see groups.py. The thread never dies of an operation.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -52,8 +54,10 @@ class Writer:
         engine: Engine,
         statements: Statements,
         tell_others: Callable[[], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`tell_others`: see Groups."""
+        """`tell_others`: see Groups. `sleep` is called in the thread."""
+        self._sleep = sleep
         self.engine: Final = engine
         self._groups = Groups(engine, statements, tell_others)
         self._queue: deque[Operation] = deque()
@@ -189,6 +193,8 @@ class Writer:
             if not self._queue:
                 # News of what rode along with the last group.
                 continue
+            if pause := self._groups.gathering.seconds:
+                self._sleep(pause)
             full = True
             while full and self._queue:
                 size = min(len(self._queue), MAX_GROUP)

@@ -18,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from primeflowd.errors import StorageUnavailable, UniqueViolation
 from primeflowd.hookspecs import Tx
+from primeflowd.sql import gathering
 from primeflowd.sql import writer as module
 from primeflowd.sql.given_rows import SIZES
 from primeflowd.sql.statements import Statements
@@ -122,6 +123,43 @@ async def test_what_comes_together_shares_a_commit(writer: Writer) -> None:
         for _ in range(5):
             nursery.start_soon(arrive)
     assert writer.statistics().commits == 1
+
+
+async def test_what_comes_soon_after_a_bulk_shares_a_commit(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After many rows of one operation the thread waits a while before it looks what there is."""
+    # However slow the machine is, the next operation is there before it is over.
+    monkeypatch.setattr(gathering, "PAUSE", 600.0)
+    pauses: list[float] = []
+    pausing, go_on = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        token.run_sync_soon(pausing.set)
+        go_on.wait()
+
+    def bulk(tx: Tx) -> None:
+        for _ in range(gathering.MANY):
+            tx.insert_batch(make_batch())
+
+    writer = Writer(engine, Statements(engine.dialect), sleep=pause)
+    await writer.write(bulk)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.write, lambda tx: tx.put_note("a", ""))
+        await pausing.wait()
+        nursery.start_soon(writer.write, lambda tx: tx.put_note("b", ""))
+        await wait_all_tasks_blocked()
+        assert writer.statistics().commits == 1
+        go_on.set()
+    # Nothing waits for what comes after those.
+    await writer.write(lambda tx: tx.put_note("c", ""))
+    await writer.aclose()
+    assert notes(writer).keys() == {"a", "b", "c"}
+    assert writer.statistics().commits == 3
+    assert len(pauses) == 1
+    assert 0 < pauses[0] <= 600
 
 
 async def test_a_busy_thread_is_told_without_a_turn_of_the_loop(writer: Writer) -> None:
