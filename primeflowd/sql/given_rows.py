@@ -48,12 +48,12 @@ class Given:
         if self._several is None or len(rows) < SIZES[-2]:
             yield self.one, rows
             return
+        columns = list(zip(*rows, strict=True))
         shared, common = self._nothing, ()
         if len(rows) >= MANY:
-            columns = list(zip(*rows, strict=True))
-            shared = tuple([each.count(each[0]) == len(each) for each in columns])
-            common = tuple([each[0] for each in compress(columns, shared)])
-            rows = list(zip(*compress(columns, map(not_, shared)), strict=True))
+            shared = tuple([_is_one_value(column) for column in columns])
+            common = tuple([column[0] for column in compress(columns, shared)])
+            columns = list(compress(columns, map(not_, shared)))
         begin = 0
         for size in SIZES:
             end = begin + (len(rows) - begin) // size * size
@@ -61,20 +61,26 @@ class Given:
                 yield (
                     self._text(shared, size),
                     [
-                        (*common, *chain.from_iterable(rows[at : at + size]))
+                        (*chain(common, *[column[at : at + size] for column in columns]),)
                         for at in range(begin, end, size)
                     ],
                 )
             begin = end
 
     def _numbered(self, shared: tuple[bool, ...], size: int) -> str:
-        """Text for `size` rows: first come the values that they share, then each row's."""
+        """Text for `size` rows: first come the values that they share, then, column by column, each
+        row's. Values taken so need not be made rows again."""
         assert self._several is not None
         names = [*compress(self._names, shared), *compress(self._names, map(not_, shared))]
         common = sum(shared)
         own = len(names) - common
         rows = []
-        for first in range(common, common + size * own, own):
-            numbers = [*range(common), *range(first, first + own)]
+        for first in range(common, common + size):
+            numbers = [*range(common), *range(first, first + size * own, size)]
             rows.append(f"({', '.join(f'?{number + 1}' for number in numbers)})")
         return self._several.format(names=", ".join(names), rows=", ".join(rows))
+
+
+def _is_one_value(column: Sequence[Any]) -> bool:
+    # Most that are not differ at their ends.
+    return bool(column[0] == column[-1]) and column.count(column[0]) == len(column)
