@@ -20,14 +20,15 @@ class Seconds:
 @pytest.mark.parametrize(
     ("operations", "rows", "pauses"),
     [
-        (1, 200, False),  # a bulk request by itself
-        (2, 400, True),  # one of a hundred batches, and the attempts of another
+        (2, 400, False),  # a bulk request, and the attempts of the one before
+        (3, 600, True),  # two, and the attempts of another
         (1, MANY, True),
         (1, MANY - 1, False),
         (65, 256, False),  # 64 clients with a batch each, and the attempts of 64
+        (513, 2048, False),  # 512
         (1000, 4000, False),
-        (10, EACH * 10, True),
-        (10, EACH * 10 - 1, False),
+        (20, EACH * 20, True),
+        (20, EACH * 20 - 1, False),
         (0, 0, False),
     ],
 )
@@ -54,6 +55,6 @@ def test_a_small_commit_ends_the_pause() -> None:
 def test_what_comes_later_waits_for_what_is_left(later: float) -> None:
     clock = Seconds()
     gathering = Gathering(clock)
-    gathering.committed(2, 400)
+    gathering.committed(3, 600)
     clock.now += later
     assert gathering.seconds == pytest.approx(max(0.0, PAUSE - later), abs=1e-9)
