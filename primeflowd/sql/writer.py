@@ -3,9 +3,9 @@
 Operations are queued in Trio; the thread runs all that is queued in one transaction, and commits
 once. An idle one is woken when Trio has been through all tasks that could run, by a task that the
 first operation rescheduled: so what arrived together is committed together, and not the first by
-itself while the others are still being read. It commits a single operation at once; no timer runs
-before a commit. A busy one commits together what was queued meanwhile, and lets more of it gather
-where that is worthwhile: see gathering.py.
+itself while the others are still being read. It commits a single operation at once. A busy one
+commits together what was queued meanwhile. No timer runs before a commit, but for the few
+milliseconds after one of many rows in which more of them gather: see gathering.py.
 
 Guarantees: an operation is answered after the commit that made it durable, or with an exception
 and without a trace. Answers of a group reach Trio in one call; every `on_commit` comes before any
